@@ -1,0 +1,115 @@
+"""dcf condenses a large image dataset into a tiny synthetic one that trains a network almost as well.
+
+Public names are listed in `__all__` and imported on first use, so that `import dcf` stays free of torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from dcf.components import Component, Kind
+from dcf.config import Config
+from dcf.errors import (
+    BudgetError,
+    ConfigError,
+    DataError,
+    DcfError,
+    EvaluationError,
+    FormatError,
+    NonFiniteError,
+    PluginError,
+    RunError,
+    SpecError,
+    UsageError,
+)
+from dcf.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from dcf.augmenter import Augmenter
+    from dcf.context import Context
+    from dcf.evaluator import Evaluator
+    from dcf.matcher import Matcher
+    from dcf.networks.base import Network, NetworkFactory, NetworkState
+    from dcf.parameterization import Parameterization
+    from dcf.run import condense, evaluate
+    from dcf.selector import Selector
+    from dcf.space import ValueSpace
+    from dcf.synthetic import SyntheticSet, load
+    from dcf.types import Batch, DataSpec, Hints, MatcherDefaults, ParamGroup, Step
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Augmenter",
+    "Batch",
+    "BudgetError",
+    "Component",
+    "Config",
+    "ConfigError",
+    "Context",
+    "DataError",
+    "DataSpec",
+    "DcfError",
+    "EvaluationError",
+    "Evaluator",
+    "FormatError",
+    "Hints",
+    "Kind",
+    "Matcher",
+    "MatcherDefaults",
+    "Network",
+    "NetworkFactory",
+    "NetworkState",
+    "NonFiniteError",
+    "ParamGroup",
+    "Parameterization",
+    "PluginError",
+    "RunError",
+    "Selector",
+    "SpecError",
+    "Step",
+    "SyntheticSet",
+    "UsageError",
+    "ValueSpace",
+    "__version__",
+    "condense",
+    "evaluate",
+    "hookimpl",
+    "load",
+]
+
+_LAZY = {
+    "Augmenter": "dcf.augmenter",
+    "Batch": "dcf.types",
+    "Context": "dcf.context",
+    "DataSpec": "dcf.types",
+    "Evaluator": "dcf.evaluator",
+    "Hints": "dcf.types",
+    "Matcher": "dcf.matcher",
+    "MatcherDefaults": "dcf.types",
+    "Network": "dcf.networks.base",
+    "NetworkFactory": "dcf.networks.base",
+    "NetworkState": "dcf.networks.base",
+    "ParamGroup": "dcf.types",
+    "Parameterization": "dcf.parameterization",
+    "Selector": "dcf.selector",
+    "Step": "dcf.types",
+    "SyntheticSet": "dcf.synthetic",
+    "ValueSpace": "dcf.space",
+    "condense": "dcf.run",
+    "evaluate": "dcf.run",
+    "load": "dcf.synthetic",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'dcf' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

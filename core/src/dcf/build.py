@@ -1,0 +1,127 @@
+"""From specs to objects: `lowrank:r=4` to a parameterization, text or objects alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dcf.components import Kind
+from dcf.config import Config, validate
+from dcf.errors import SpecError
+from dcf.registry import Registry, registry
+from dcf.spec import Spec, Stack, parse, parse_one
+
+__all__ = ["check", "create", "create_stack", "describe_config", "spec_text"]
+
+
+def check(kind: Kind | str, text: str, flag: str | None = None, reg: Registry | None = None) -> Stack:
+    """Parse a spec and make sure that its components exist and take its options.
+
+    Imports no code of components that say where their options are declared (`Component.config`).
+
+    Raises:
+        SpecError: With the place that is wrong.
+        PluginError: When a component's plugin cannot be used.
+    """
+    kind = Kind(kind)
+    flag = kind.flag if flag is None else flag
+    stack = parse(text, flag) if kind.stacks else Stack((parse_one(text, flag),))
+    for spec in stack:
+        component = (reg or registry()).find(kind, spec, flag).component
+        validate(component.load_config(), spec, flag)
+    return stack
+
+
+def create(
+    kind: Kind | str,
+    what: Any,
+    flag: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    **extra: Any,
+) -> Any:
+    """Make one component.
+
+    Args:
+        kind: Its kind.
+        what: A spec as text or `Spec`, or an object that already is one, which is returned.
+        flag: Command line option for error messages; the kind's own by default.
+        overrides: Further options by name, such as those of `--set`.
+        extra: Passed to the component's constructor after its config.
+
+    Raises:
+        SpecError: Unknown name, unknown option, wrong value.
+    """
+    kind = Kind(kind)
+    flag = kind.flag if flag is None else flag
+    if not isinstance(what, (str, Spec)):
+        return what
+    spec = parse_one(what, flag) if isinstance(what, str) else what
+    component = registry().find(kind, spec, flag).component
+    cls = component.load()
+    config = validate(cls.Config, spec, flag)
+    if overrides:
+        config = validate(cls.Config, _override(spec, overrides), "--set")
+    return cls(config, **extra)
+
+
+def create_stack(
+    kind: Kind | str, what: Any, flag: str | None = None, overrides: Mapping[str, Any] | None = None
+) -> list[Any]:
+    """Make the components of a stack, left to right; parameterizations are nested, the right owning the left."""
+    kind = Kind(kind)
+    flag = kind.flag if flag is None else flag
+    if not isinstance(what, (str, Stack)):
+        return [what]
+    stack = parse(what, flag) if isinstance(what, str) else what
+    made: list[Any] = []
+    for position, spec in enumerate(stack):
+        extra: dict[str, Any] = {}
+        if kind is Kind.PARAM and position > 0:
+            cls = registry().find(kind, spec, flag).component.load()
+            if not cls.stackable:
+                raise SpecError(
+                    f"parameterization '{spec.name}' stores images itself and cannot stand to the right of another",
+                    spec.text,
+                    spec.span,
+                    ["the left one is stored, the right one decodes it"],
+                    flag,
+                )
+            extra["inner"] = made[-1]
+        last = position == len(stack) - 1
+        made.append(create(kind, spec, flag, overrides if last else None, **extra))
+    return made
+
+
+def spec_text(kind: Kind | str, what: Any) -> str:
+    """The canonical spec of text or of an object, for files and logs."""
+    if isinstance(what, str):
+        return str(parse(what))
+    if isinstance(what, (Spec, Stack)):
+        return str(what)
+    cls = type(what)
+    for item in registry().items(kind):
+        if item.component.target == f"{cls.__module__}:{cls.__qualname__}":
+            options = what.config.model_dump(mode="json", exclude_defaults=True)
+            return str(Spec(item.component.name, _options(options)))
+    return str(parse_one(f"python:{cls.__module__}.{cls.__qualname__}"))
+
+
+def describe_config(config: Config) -> dict[str, Any]:
+    """The complete validated options, JSON-ready."""
+    return config.model_dump(mode="json")
+
+
+def _options(values: Mapping[str, Any]) -> tuple[Any, ...]:
+    from dcf.spec import Option
+
+    def value(v: Any) -> Any:
+        if isinstance(v, bool):
+            return str(v).lower()
+        return tuple(value(i) for i in v) if isinstance(v, (list, tuple)) else str(v)
+
+    return tuple(Option(k, value(v)) for k, v in values.items())
+
+
+def _override(spec: Spec, overrides: Mapping[str, Any]) -> Spec:
+    kept = tuple(o for o in spec.options if o.key not in overrides)
+    return Spec(spec.name, (*kept, *_options(overrides)))
