@@ -1,0 +1,246 @@
+"""The Parameterization interface: how a synthetic set is stored, and decoded into images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dcf.config import Config as BaseConfig
+from dcf.errors import BudgetError
+from dcf.types import Batch, DataSpec, ParamGroup
+
+__all__ = ["Parameterization", "Storage", "TensorStorage"]
+
+
+@dataclass(frozen=True)
+class TensorStorage:
+    """One stored tensor: its name in the file, shape, dtype name, number of elements and bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    floats: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What a synthetic set costs.
+
+    Attributes:
+        tensors: Every stored tensor that counts against the budget: images or factors, decoders, soft labels.
+        views: Number of training images that it decodes to.
+        image_floats: Elements of one decoded image.
+    """
+
+    tensors: tuple[TensorStorage, ...]
+    views: int
+    image_floats: int
+
+    @property
+    def floats(self) -> int:
+        """Stored elements."""
+        return sum(t.floats for t in self.tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes."""
+        return sum(t.nbytes for t in self.tensors)
+
+    @property
+    def equivalent_images(self) -> float:
+        """The number of plain float images that cost as many elements."""
+        return self.floats / self.image_floats
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "floats": self.floats,
+            "bytes": self.nbytes,
+            "views": self.views,
+            "equivalent_images": self.equivalent_images,
+            "tensors": [
+                {"name": t.name, "shape": list(t.shape), "dtype": t.dtype, "bytes": t.nbytes} for t in self.tensors
+            ],
+        }
+
+
+class Parameterization(nn.Module):
+    """Base of parameterizations.
+
+    What is stored is exactly the state dict. The common case stores one latent a synthetic image ("item") and is
+    complete with `encode` and `decode`. Others override `views_per_item`, `plan`, `allocate` and `images`: several
+    views an item (tiles), tensors shared by all items (bases, decoders).
+
+    A stackable one (`stackable = True`) owns the parameterization on its left, `self.inner`, and decodes the
+    canvases that `self.inner.images` returns, instead of raw tensors.
+
+    Class attributes:
+        drives: What is learnable: "images", "labels" or both.
+        stackable: Whether it may stand to the right of another one.
+        lossless: Whether decoding gives back the images that were absorbed.
+    """
+
+    #: Class of the options.
+    Config: ClassVar[type[BaseConfig]] = BaseConfig
+
+    drives: ClassVar[frozenset[str]] = frozenset({"images"})
+    stackable: ClassVar[bool] = False
+    lossless: ClassVar[bool] = False
+
+    item_class: Tensor
+
+    def __init__(self, config: BaseConfig | None = None, inner: Parameterization | None = None) -> None:
+        super().__init__()
+        self.config: Any = config if config is not None else self.Config()
+        self.inner = inner
+        self.shape: tuple[int, int, int] = (0, 0, 0)
+        self.num_classes = 0
+        self.latent_names: tuple[str, ...] = ()
+        self.register_buffer("item_class", torch.empty(0, dtype=torch.long), persistent=False)
+
+    # --- what a per-image parameterization implements --------------------------------------------
+
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
+        """Latents of images.
+
+        Args:
+            images: `(N, C, H, W)` in the dataset's value space.
+
+        Returns:
+            Tensors by the names they have in the file, each with first axis N.
+        """
+        raise NotImplementedError
+
+    def decode(self, latents: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:
+        """Images of latents; differentiable, without randomness.
+
+        Args:
+            latents: Tensors with first axis N, by name.
+            size: `(H, W)` of an image.
+
+        Returns:
+            `(N, C, H, W)`.
+        """
+        raise NotImplementedError
+
+    # --- size ------------------------------------------------------------------------------------
+
+    def floats_per_item(self, shape: tuple[int, int, int]) -> int:
+        """Stored elements of one item for images of `(C, H, W)`."""
+        return sum(t[0].numel() for t in self.encode(torch.zeros(1, *shape)).values())
+
+    def plan(self, spec: DataSpec, floats: int) -> int:
+        """How many items a class fit into a budget.
+
+        Args:
+            spec: The data.
+            floats: Budget in stored elements, for the whole set.
+
+        Raises:
+            BudgetError: When not even one fits; says the smallest budget that works.
+        """
+        one = self.floats_per_item(spec.shape) * spec.num_classes
+        if floats < one:
+            raise BudgetError(
+                f"the budget of {floats} floats ({4 * floats} bytes) holds no item a class; "
+                f"the smallest that works is {one} floats ({4 * one} bytes)"
+            )
+        return floats // one
+
+    def allocate(self, spec: DataSpec, item_class: Tensor) -> None:
+        """Create the stored tensors, zero, for items of the given classes.
+
+        Args:
+            spec: The data.
+            item_class: `(items,)` class of each item, ascending.
+        """
+        self.set_layout(spec, item_class)
+        for name, latent in self.encode(torch.zeros(1, *spec.shape)).items():
+            empty = torch.zeros(len(item_class), *latent.shape[1:], dtype=latent.dtype)
+            # Not register_parameter: a latent may well be called like a method, such as "images".
+            self._parameters[name] = nn.Parameter(empty)
+            self.latent_names += (name,)
+
+    def latents(self) -> dict[str, Tensor]:
+        """The stored tensors that `encode` names, each with first axis items."""
+        return {name: tensor for name in self.latent_names if (tensor := self._parameters[name]) is not None}
+
+    def set_layout(self, spec: DataSpec, item_class: Tensor) -> None:
+        """Remember the shape of an image and the class of each item."""
+        self.shape = spec.shape
+        self.num_classes = spec.num_classes
+        self.item_class = item_class.to(torch.long)
+        self.latent_names = ()
+
+    def absorb(self, images: Tensor) -> None:
+        """Initialise from real images or noise.
+
+        Args:
+            images: `(views, C, H, W)`, one for each view in order of `view_class`, in the dataset's value space.
+        """
+        with torch.no_grad():
+            stored = self.latents()
+            for name, latent in self.encode(images).items():
+                stored[name].copy_(latent)
+
+    # --- decoding --------------------------------------------------------------------------------
+
+    @property
+    def view_class(self) -> Tensor:
+        """`(views,)` class of every decodable training image."""
+        return self.item_class
+
+    def images(self, index: Tensor) -> Tensor:
+        """Decode views; pure in (parameters, index).
+
+        Args:
+            index: `(N,)` view numbers.
+
+        Returns:
+            `(N, C, H, W)` in the dataset's value space.
+        """
+        picked = {name: latent[index] for name, latent in self.latents().items()}
+        return self.decode(picked, (self.shape[1], self.shape[2]))
+
+    def labels(self, index: Tensor) -> Tensor:
+        """Labels of views: `(N,)` class indices, or `(N, K)` probabilities where they are learned."""
+        return self.view_class[index]
+
+    def batch(self, index: Tensor) -> Batch:
+        """Images and labels of views."""
+        return Batch(self.images(index), self.labels(index))
+
+    def epoch(self, generator: torch.Generator) -> Tensor:
+        """Order in which one training epoch visits the views: `(views,)` indices."""
+        return torch.randperm(len(self.view_class), generator=generator).to(self.item_class.device)
+
+    # --- learning --------------------------------------------------------------------------------
+
+    def param_groups(self) -> list[ParamGroup]:
+        """What is learned, with optimiser settings that differ from the run's."""
+        return [ParamGroup("images", list(self.parameters()))]
+
+    def project_(self) -> None:
+        """Bring the stored values back into their bounds after an update."""
+        if self.inner is not None:
+            self.inner.project_()
+
+    def storage(self) -> Storage:
+        """What counts against the budget."""
+        tensors = tuple(
+            TensorStorage(
+                name,
+                tuple(t.shape),
+                str(t.dtype).removeprefix("torch."),
+                t.numel(),
+                t.numel() * t.element_size(),
+            )
+            for name, t in self.state_dict().items()
+        )
+        c, h, w = self.shape
+        return Storage(tensors, len(self.view_class), c * h * w)
