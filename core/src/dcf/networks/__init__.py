@@ -1,0 +1,1 @@
+"""Networks: functions of explicit weights with an embedding, for any image size and channel count."""
