@@ -1,0 +1,138 @@
+"""The rows that stand beside every result: real images at equal stored bytes, and the whole training set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import torch
+from torch import Tensor
+
+from dcf.errors import UsageError
+from dcf.evaluation.context import EvalContext
+from dcf.evaluation.fit import Material, Measured, Trial, material_of_split, train_row
+from dcf.evaluation.protocol import Cost, cost
+from dcf.training import shuffled
+from dcf.types import Batch
+
+if TYPE_CHECKING:
+    from dcf.synthetic import SyntheticSet
+
+__all__ = [
+    "BASELINES",
+    "Baseline",
+    "equal_bytes",
+    "find_baseline",
+    "pick_per_class",
+    "random_row",
+    "whole_cost",
+    "whole_row",
+]
+
+_FLOAT_BYTES: Final = 4
+
+#: From the sets, the context and a network spec to a row; None and the reason where there can be none.
+Baseline: TypeAlias = "Callable[[Sequence[SyntheticSet], EvalContext, str], Measured | str]"
+
+
+def equal_bytes(nbytes: int, shape: tuple[int, int, int], num_classes: int) -> int:
+    """How many plain float32 images a class cost at most as many bytes as a set.
+
+    Args:
+        nbytes: Stored bytes of the set, labels and decoders included.
+        shape: `(C, H, W)`.
+        num_classes: K.
+    """
+    return nbytes // (num_classes * _image_bytes(shape))
+
+
+def _image_bytes(shape: tuple[int, int, int]) -> int:
+    return math.prod(shape) * _FLOAT_BYTES
+
+
+def pick_per_class(labels: Tensor, num_classes: int, k: int, generator: torch.Generator) -> Tensor:
+    """Indices of k images of each class, uniformly without replacement; all of a class that has fewer.
+
+    Args:
+        labels: `(N,)` class indices.
+        num_classes: K.
+        k: Images a class.
+        generator: CPU generator; used once a class, in order.
+
+    Returns:
+        `(M,)` with M <= K k, class-major, on the CPU.
+    """
+    labels = labels.cpu()
+    members = torch.split(torch.argsort(labels, stable=True), torch.bincount(labels, minlength=num_classes).tolist())
+    return torch.cat([m[torch.randperm(len(m), generator=generator)[:k]] for m in members])
+
+
+def random_row(sets: Sequence[SyntheticSet], ctx: EvalContext, network: str) -> Measured | str:
+    """Random real images at equal stored bytes, a fresh selection for every network.
+
+    Stored as float32 pixels, like the field's coresets; trained under the protocol of the sets, with their
+    augmentation and learned step size. Each network counts as a set of its own. Network n starts and is
+    shuffled as network n of set 0.
+
+    Returns:
+        The row, or why there is none: the set costs less than one image a class.
+    """
+    spec, split = ctx.data.spec, ctx.data.train
+    nbytes = min(one.param.storage().nbytes for one in sets)
+    k = equal_bytes(nbytes, spec.shape, spec.num_classes)
+    if k == 0:
+        return f"random: no row, because the set's {nbytes} bytes hold no float32 image a class"
+    counts = torch.bincount(split.labels.cpu(), minlength=spec.num_classes).tolist()
+    stored = sum(min(k, n) for n in counts) * _image_bytes(spec.shape)
+    info = {"per_class": k, "bytes_of_set": nbytes}
+    trials, augment = _selections(sets, ctx, k), ctx.augment_spec(sets)
+    measured = train_row("random", trials, ctx.n_nets, ctx, network, augment, bytes=stored, info=info)
+    short = [name for name, n in zip(spec.classes, counts, strict=True) if n < k]
+    if short:
+        names = ", ".join(short[:5]) + (" and others" if len(short) > 5 else "")
+        measured.warnings.append(f"random: fewer than {k} images in {len(short)} classes, all used: {names}")
+    return measured
+
+
+def _selections(sets: Sequence[SyntheticSet], ctx: EvalContext, k: int) -> Iterator[Trial]:
+    split = ctx.data.train
+    for net in range(ctx.n_nets):
+        picked = pick_per_class(split.labels, ctx.data.spec.num_classes, k, ctx.generator(0, net, "random selection"))
+        data = material_of_split(split, ctx.place).fetch(picked)
+        yield Trial(net, net, 0, _fixed(data, ctx, sets[0].hints.lr))
+
+
+def _fixed(data: Batch, ctx: EvalContext, lr: float | None) -> Material:
+    """Images held in memory, shuffled anew each epoch."""
+    size = len(data.x)
+    return Material(size, lambda i: Batch(data.x[i], data.y[i]), lambda g: shuffled(size, g, ctx.place), lr)
+
+
+def whole_cost(ctx: EvalContext) -> Cost:
+    """What `whole_row` costs for each network, to decide before asking for it."""
+    return cost(ctx.rules, len(ctx.data.train))
+
+
+def whole_row(sets: Sequence[SyntheticSet], ctx: EvalContext, network: str) -> Measured | str:
+    """The whole training set under the same protocol and augmentation, hyper-parameters as they are.
+
+    `whole_cost` says beforehand what it costs.
+    """
+    everything = material_of_split(ctx.data.train, ctx.place, sets[0].hints.lr)
+    trials = [Trial(0, net, 0, everything) for net in range(ctx.n_nets)]
+    return train_row("whole", trials, len(trials), ctx, network, ctx.augment_spec(sets))
+
+
+BASELINES: Final[Mapping[str, Baseline]] = {"random": random_row, "whole": whole_row}
+
+
+def find_baseline(name: str) -> Baseline:
+    """A baseline by name.
+
+    Raises:
+        UsageError: When there is none of that name.
+    """
+    if name not in BASELINES:
+        raise UsageError(f"no baseline named '{name}'; expected one of {', '.join(BASELINES)}")
+    return BASELINES[name]

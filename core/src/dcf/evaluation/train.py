@@ -1,0 +1,108 @@
+"""The evaluator `train`: fresh networks trained on the sets, tested on real images."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dcf.evaluation.baselines import find_baseline
+from dcf.evaluation.context import EvalContext
+from dcf.evaluation.fit import Measured, set_row
+from dcf.evaluation.report import Report, Row, SetInfo, Timing
+from dcf.evaluation.statistics import Stat
+from dcf.evaluator import Evaluator
+from dcf.runtime import environment
+
+if TYPE_CHECKING:
+    from dcf.synthetic import SyntheticSet
+
+__all__ = ["Train", "baseline_rows", "build_report"]
+
+
+class Train(Evaluator):
+    """Accuracy of networks trained from scratch on a set, after the last epoch (Zhao et al., ICLR 2021)."""
+
+    def evaluate(self, sets: Sequence[SyntheticSet], ctx: EvalContext) -> Report:
+        """Train the protocol's networks on each set, and the baselines beside them.
+
+        Raises:
+            EvaluationError: When the sets do not fit the data or the protocol.
+            PluginError: When the protocol's augmenter or network is not installed.
+        """
+        start = time.perf_counter()
+        ctx.check(sets)
+        network = ctx.network_spec(sets)
+        result = set_row(sets, ctx, network)
+        beside, notes = baseline_rows(sets, ctx, [network])
+        return build_report("train", self, sets, ctx, [result], beside, notes, result.row.stat, start)
+
+
+def baseline_rows(
+    sets: Sequence[SyntheticSet], ctx: EvalContext, networks: Sequence[str]
+) -> tuple[list[Measured], list[str]]:
+    """Rows of the context's baselines for each network, and the reasons why any are missing."""
+    made = [find_baseline(name)(sets, ctx, network) for name in ctx.baselines for network in networks]
+    return [m for m in made if isinstance(m, Measured)], list(dict.fromkeys(m for m in made if isinstance(m, str)))
+
+
+def build_report(
+    name: str,
+    evaluator: Evaluator,
+    sets: Sequence[SyntheticSet],
+    ctx: EvalContext,
+    results: Sequence[Measured],
+    beside: Sequence[Measured],
+    notes: Sequence[str],
+    summary: Stat,
+    start: float,
+    extra: Mapping[str, Any] | None = None,
+) -> Report:
+    """A report from measured rows.
+
+    Args:
+        name: Of the evaluator.
+        evaluator: For its version.
+        sets: The evaluated sets.
+        ctx: Protocol, data, seed.
+        results: Rows of the sets.
+        beside: Rows of the baselines.
+        notes: Further warnings.
+        summary: The headline.
+        start: `time.perf_counter()` when the evaluation began.
+        extra: Further figures, JSON-ready.
+    """
+    measured = [*results, *beside]
+    return Report(
+        evaluator=name,
+        version=evaluator.version,
+        protocol=ctx.rules.id,
+        protocol_hash=ctx.rules.config_hash,
+        settings=ctx.rules.model_dump(mode="json"),
+        seed=ctx.seed,
+        data={"id": ctx.data.id, "checksum": ctx.data.checksum},
+        method=dict(sets[0].config),
+        sets=tuple(_info(one) for one in sets),
+        rows=tuple(m.row for m in results),
+        summary=summary,
+        baselines=tuple(m.row for m in beside),
+        extra=dict(extra or {}),
+        env=environment(ctx.place),
+        warnings=(*(w for m in measured for w in m.warnings), *notes),
+        timing=Timing(seconds=time.perf_counter() - start, rows={_key(m.row): m.seconds for m in measured}),
+    )
+
+
+def _key(row: Row) -> str:
+    return f"{row.name} {row.network}"
+
+
+def _info(one: SyntheticSet) -> SetInfo:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(one.param.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return SetInfo(seed=one.seed, sha256=digest.hexdigest(), storage=one.param.storage().to_json())

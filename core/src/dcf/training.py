@@ -1,0 +1,337 @@
+"""Training a network on a set of images, and testing it.
+
+Everything that differs between the loops of the literature is an argument: the learning rate of every epoch
+and the epochs that restart the optimiser (`Schedule`), the order in which an epoch visits the images, and the
+augmentation of every optimiser step. So one loop serves the inner training of matching methods, the
+evaluation protocols, and the replay of a recorded run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dcf.augmenter import Augmenter
+from dcf.networks.base import NetworkState
+from dcf.types import Batch
+
+if TYPE_CHECKING:
+    from dcf.data.real import Split
+
+__all__ = [
+    "Accuracy",
+    "Augmentation",
+    "Fetch",
+    "Order",
+    "Schedule",
+    "Trained",
+    "cross_entropy",
+    "evaluate_accuracy",
+    "hard_labels",
+    "random_augmentation",
+    "sgd_epochs",
+    "shuffled",
+    "train",
+]
+
+#: From `(n,)` indices to the batch of those images, detached and on the network's device.
+Fetch: TypeAlias = "Callable[[Tensor], Batch]"
+#: From the number of an epoch to the `(N,)` indices it visits, in order.
+Order: TypeAlias = "Callable[[int], Tensor]"
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy in nats, averaged over the batch.
+
+    Args:
+        logits: `(N, K)`.
+        y: `(N,)` class indices (int64) or `(N, K)` class probabilities.
+
+    Returns:
+        Scalar.
+    """
+    return F.cross_entropy(logits, y)
+
+
+def hard_labels(y: Tensor) -> Tensor:
+    """`(N,)` class indices of labels that are indices already or `(N, K)` probabilities."""
+    return y.argmax(dim=1) if y.ndim == 2 else y
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate of every optimiser step, and where the optimiser starts again.
+
+    Args:
+        lrs: One learning rate an epoch; its length is the number of epochs.
+        restarts: Epochs that begin with a new optimiser, so with empty momentum buffers.
+        anneal: Multiply by `(1 + cos(pi t / T)) / 2` at step t of T, counted from 0 over the whole training.
+    """
+
+    lrs: tuple[float, ...]
+    restarts: frozenset[int] = frozenset()
+    anneal: bool = False
+
+    @classmethod
+    def constant(cls, lr: float, epochs: int) -> Schedule:
+        """The same learning rate throughout."""
+        return cls((lr,) * epochs)
+
+    @classmethod
+    def cosine(cls, lr: float, epochs: int) -> Schedule:
+        """From `lr` towards 0 along half a cosine, step by step."""
+        return cls((lr,) * epochs, anneal=True)
+
+    @classmethod
+    def step_restart(cls, lr: float, epochs: int, extra_epoch: bool = True) -> Schedule:
+        """The published evaluation loop: after epoch number `epochs // 2 + 1` a tenth, and a new optimiser.
+
+        Args:
+            lr: Learning rate before the drop.
+            epochs: The nominal number E.
+            extra_epoch: Run epochs 0..E, as the published loops do, instead of 0..E-1.
+        """
+        total, drop = epochs + extra_epoch, epochs // 2 + 2
+        lrs = tuple(lr if epoch < drop else lr * 0.1 for epoch in range(total))
+        return cls(lrs, frozenset({drop}) if drop < total else frozenset())
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs that are run."""
+        return len(self.lrs)
+
+    def lr(self, epoch: int, progress: float) -> float:
+        """Learning rate of a step in `epoch` that begins after the fraction `progress` of all steps."""
+        factor = 0.5 * (1 + math.cos(math.pi * progress)) if self.anneal else 1.0
+        return self.lrs[epoch] * factor
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """An augmenter and where its draws come from, so that recorded draws can be replayed.
+
+    Args:
+        augmenter: What applies a draw.
+        draws: From the number of the optimiser step and the number of images to a draw for that many images.
+    """
+
+    augmenter: Augmenter
+    draws: Callable[[int, int], Any]
+
+    def __call__(self, batch: Batch, step: int) -> Batch:
+        """Augment the mini-batch of optimiser step number `step`."""
+        return self.augmenter.apply(batch, self.draws(step, len(batch.x)))
+
+
+def random_augmentation(
+    augmenter: Augmenter | None, shape: tuple[int, int, int], generator: torch.Generator
+) -> Augmentation | None:
+    """Fresh values for every image of every step, or None where nothing is to be done.
+
+    Args:
+        augmenter: What to apply.
+        shape: `(C, H, W)` of one image.
+        generator: CPU generator, used by one draw a step.
+    """
+    if augmenter is None or augmenter.is_identity:
+        return None
+    return Augmentation(augmenter, lambda _step, n: augmenter.draw(n, shape, generator, shared=False))
+
+
+def shuffled(n: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Order:
+    """An order source: a fresh permutation of `0..n-1` each epoch, drawn on the CPU."""
+    return lambda _epoch: torch.randperm(n, generator=generator).to(device)
+
+
+class Trained(NamedTuple):
+    """What a training did.
+
+    Attributes:
+        steps: Optimiser steps.
+        images_seen: Images that went through the network, repetitions counted.
+        accuracy: Scalar in [0, 1] over the last epoch, each batch counted before its step; None unless tallied.
+        loss: Scalar, mean over the images of the last epoch; not finite once training diverged; None unless
+            tallied.
+    """
+
+    steps: int
+    images_seen: int
+    accuracy: Tensor | None = None
+    loss: Tensor | None = None
+
+
+class _Tally:
+    """Correct answers and loss of one epoch, summed on the device."""
+
+    def __init__(self) -> None:
+        self.correct: Tensor | None = None
+        self.loss: Tensor | None = None
+        self.count = 0
+
+    def add(self, logits: Tensor, y: Tensor, loss: Tensor) -> None:
+        hits = (logits.detach().argmax(dim=1) == hard_labels(y)).sum()
+        total = loss.detach() * len(y)
+        self.correct = hits if self.correct is None else self.correct + hits
+        self.loss = total if self.loss is None else self.loss + total
+        self.count += len(y)
+
+    def mean(self, total: Tensor | None) -> Tensor | None:
+        return None if total is None else total / self.count
+
+
+@torch.enable_grad()
+def train(
+    state: NetworkState,
+    fetch: Fetch,
+    order: Order,
+    schedule: Schedule,
+    *,
+    batch: int = 256,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    augmentation: Augmentation | None = None,
+    tally: bool = False,
+) -> Trained:
+    """Train a network in place by SGD on the cross-entropy, in training mode.
+
+    Uses no global randomness and never waits for the device.
+
+    Args:
+        state: The network; its parameters are changed in place, their `.grad` is left None.
+        fetch: Images and labels of indices.
+        order: Indices that an epoch visits; consecutive runs of `batch` form its mini-batches, the last may be
+            short.
+        schedule: Learning rates and restarts.
+        batch: Images an optimiser step.
+        momentum: Of SGD, without dampening: `v <- momentum v + g`, `w <- w - lr v`.
+        weight_decay: Added to the gradient as `weight_decay * w`, for all parameters.
+        augmentation: Applied to the mini-batch of each step.
+        tally: Measure accuracy and loss of the last epoch.
+    """
+    state.train()
+    params, counted, steps, seen = state.parameters(), _Tally(), 0, 0
+    optimizer = _sgd(params, momentum, weight_decay)
+    for epoch in range(schedule.epochs):
+        if epoch in schedule.restarts:
+            optimizer = _sgd(params, momentum, weight_decay)
+        parts = torch.split(order(epoch), batch)
+        for number, index in enumerate(parts):
+            data = fetch(index)
+            if augmentation is not None:
+                data = augmentation(data, steps)
+            logits = state(data.x)
+            loss = cross_entropy(logits, data.y)
+            if tally and epoch == schedule.epochs - 1:
+                counted.add(logits, data.y, loss)
+            optimizer.param_groups[0]["lr"] = schedule.lr(epoch, (epoch + number / len(parts)) / schedule.epochs)
+            loss.backward(inputs=params)  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad()
+            steps, seen = steps + 1, seen + len(index)
+    return Trained(steps, seen, counted.mean(counted.correct), counted.mean(counted.loss))
+
+
+def _sgd(params: list[Tensor], momentum: float, weight_decay: float) -> torch.optim.SGD:
+    return torch.optim.SGD(params, lr=0.0, momentum=momentum, weight_decay=weight_decay)
+
+
+def sgd_epochs(
+    state: NetworkState,
+    data: Batch,
+    *,
+    lr: float,
+    epochs: int,
+    generator: torch.Generator,
+    batch: int = 256,
+    augmenter: Augmenter | None = None,
+) -> Trained:
+    """The inner training of matching methods: plain SGD over a detached copy of a set, shuffled each epoch.
+
+    Source: Zhao et al., ICLR 2021, algorithm 1 (network update).
+
+    Args:
+        state: Trained in place, in training mode.
+        data: `x` of `(N, C, H, W)` and `y` of `(N,)` or `(N, K)`; detached here.
+        lr: Constant step size; no momentum, no weight decay.
+        epochs: Passes over the set.
+        generator: CPU generator of the orders and the augmentation.
+        batch: Images an optimiser step.
+        augmenter: Applied with a draw of its own to every image of every step.
+    """
+    x, y = data.x.detach(), data.y.detach()
+    return train(
+        state,
+        lambda index: Batch(x[index], y[index]),
+        shuffled(len(x), generator, x.device),
+        Schedule.constant(lr, epochs),
+        batch=batch,
+        augmentation=random_augmentation(augmenter, (x.shape[1], x.shape[2], x.shape[3]), generator),
+    )
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Correct answers on a split.
+
+    Attributes:
+        correct: `(K,)` correct images of each class.
+        count: `(K,)` images of each class.
+    """
+
+    correct: tuple[int, ...]
+    count: tuple[int, ...]
+
+    @property
+    def value(self) -> float:
+        """Fraction of all images, in [0, 1]; every image weighs the same."""
+        return sum(self.correct) / max(1, sum(self.count))
+
+    @property
+    def per_class(self) -> list[float | None]:
+        """Fraction for each class, in [0, 1]; None for a class without images."""
+        return [c / n if n else None for c, n in zip(self.correct, self.count, strict=True)]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"accuracy": self.value, "per_class": self.per_class}
+
+
+@torch.inference_mode()
+def evaluate_accuracy(state: NetworkState, split: Split, batch: int = 256) -> Accuracy:
+    """Test a network in evaluation mode, in one pass over a split; the mode of every layer is put back.
+
+    Args:
+        state: The network; not changed.
+        split: Images and their class indices.
+        batch: Images a forward pass; does not change the result beyond rounding.
+    """
+    totals: Tensor | None = None
+    device = next(iter(state.params.values())).device
+    with _eval_mode(state):
+        for images in split.batches(batch):
+            y = images.y.to(device)
+            logits = state(images.x.to(device))
+            if totals is None:
+                totals = torch.zeros(2, logits.shape[1], dtype=torch.long, device=device)
+            hits = logits.argmax(dim=1) == y
+            totals.index_add_(1, y, torch.stack([hits.long(), torch.ones_like(y)]))
+    correct, count = ([], []) if totals is None else totals.tolist()
+    return Accuracy(tuple(correct), tuple(count))
+
+
+@contextmanager
+def _eval_mode(state: NetworkState) -> Iterator[None]:
+    modes = [(module, module.training) for module in state.module.modules()]
+    state.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
