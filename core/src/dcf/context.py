@@ -1,0 +1,189 @@
+"""`Context`: what a matcher sees of a run: real data, the synthetic set, networks, augmentation, training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dcf.augmenter import Augmenter
+from dcf.data.real import RealData
+from dcf.networks.base import NetworkFactory, NetworkState
+from dcf.parameterization import Parameterization
+from dcf.seeding import generator
+from dcf.training import sgd_epochs
+from dcf.types import DataSpec
+
+__all__ = ["Chunk", "Context"]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Classes that are worked on together.
+
+    Attributes:
+        classes: `(c,)` class indices.
+        last: Whether this is the last chunk of the pass, after which the synthetic set may be updated.
+    """
+
+    classes: Tensor
+    last: bool
+
+
+class Context:
+    """One run as a matcher sees it.
+
+    Every random draw is a function of the run's seed, its purpose, the iteration and, where it applies, the class;
+    so nothing depends on how classes are chunked or on what happened before.
+
+    Args:
+        data: The real data, on the run's device.
+        param: The synthetic set.
+        networks: Makes fresh networks.
+        augmenter: The run's augmentation.
+        seed: The run's seed.
+        class_chunk: Classes a chunk, at most.
+    """
+
+    def __init__(
+        self,
+        data: RealData,
+        param: Parameterization,
+        networks: NetworkFactory,
+        augmenter: Augmenter,
+        seed: int,
+        class_chunk: int,
+    ) -> None:
+        self.data = data
+        self.param = param
+        self.networks = networks
+        self.augmenter = augmenter
+        self.seed = seed
+        self.class_chunk = class_chunk
+        self.it = 0
+        view_class = param.view_class
+        self._views = [torch.nonzero(view_class == c).flatten() for c in range(data.spec.num_classes)]
+        self._drawn: tuple[tuple[object, ...], Tensor] | None = None
+
+    # --- facts -----------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> DataSpec:
+        """Shape, classes and value space of the data."""
+        return self.data.spec
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors live."""
+        return self.data.train.device
+
+    @property
+    def images_per_class(self) -> int:
+        """The set's size in plain images a class that cost as much: what published settings are tabled by."""
+        per_class = self.param.storage().equivalent_images / self.spec.num_classes
+        return max(1, int(per_class + 1e-6))
+
+    def begin(self, it: int) -> None:
+        """Seed the iteration; called by the engine."""
+        self.it = it
+
+    # --- classes ---------------------------------------------------------------------------------
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All classes that have synthetic images, chunk after chunk; those of one chunk have equally many."""
+        groups: dict[int, list[int]] = {}
+        for c, views in enumerate(self._views):
+            if len(views):
+                groups.setdefault(len(views), []).append(c)
+        parts = [
+            group[i : i + self.class_chunk] for group in groups.values() for i in range(0, len(group), self.class_chunk)
+        ]
+        for number, part in enumerate(parts, 1):
+            yield Chunk(torch.tensor(part, device=self.device), number == len(parts))
+
+    def all_classes(self) -> Chunk:
+        """Every class as one chunk, for what must see them together.
+
+        Raises:
+            ValueError: When classes have different numbers of synthetic images.
+        """
+        counts = {len(views) for views in self._views}
+        if len(counts) > 1:
+            raise ValueError(f"expected equally many synthetic images a class, got {sorted(counts)}")
+        return Chunk(torch.arange(self.spec.num_classes, device=self.device), True)
+
+    def labels(self, classes: Tensor, n: int) -> Tensor:
+        """`(c, n)` class indices for n images of each class."""
+        return classes[:, None].expand(-1, n)
+
+    # --- images ----------------------------------------------------------------------------------
+
+    def real(self, classes: Tensor, n: int, *stream: str | int) -> Tensor:
+        """Random real images of each class.
+
+        Args:
+            classes: `(c,)`.
+            n: Images a class, drawn without replacement; a class that has fewer visits all of its images and starts
+                again. Where every class has fewer, as many as the largest one has.
+            stream: Name of the draw within the iteration, such as `("match", step)`.
+
+        Returns:
+            `(c, n, C, H, W)` in the dataset's value space.
+        """
+        key: tuple[object, ...] = (self.it, n, *stream)
+        if self._drawn is None or self._drawn[0] != key:
+            n = min(n, int(self.data.train.counts.max()))
+            self._drawn = key, self.data.train.sample(n, generator(self.seed, "real", self.it, *stream))
+        index = self._drawn[1][classes.to(self._drawn[1].device)]
+        return self.data.train.images(index)
+
+    def synthetic(self, classes: Tensor) -> Tensor:
+        """`(c, I, C, H, W)`: all synthetic images of the classes of one chunk, differentiable."""
+        index = torch.stack([self._views[c] for c in classes.tolist()])
+        images = self.param.images(index.flatten())
+        return images.view(*index.shape, *images.shape[1:])
+
+    def siamese(self, classes: Tensor, real: Tensor, synthetic: Tensor, *stream: str | int) -> tuple[Tensor, Tensor]:
+        """Augment real and synthetic images of a class with one and the same draw (Zhao and Bilen, ICML 2021).
+
+        An augmenter that is not siamese draws for every image apart instead.
+
+        Args:
+            classes: `(c,)`.
+            real: `(c, B, C, H, W)`.
+            synthetic: `(c, I, C, H, W)`.
+            stream: Name of the draw within the iteration.
+        """
+        if self.augmenter.is_identity:
+            return real, synthetic
+        aug, shape = self.augmenter, self.spec.shape
+        streams = [generator(self.seed, "siamese", self.it, *stream, c) for c in classes.tolist()]
+        if aug.siamese:
+            draws = [aug.draw(1, shape, draw, shared=True) for draw in streams]
+            return aug.apply_classes(real, draws), aug.apply_classes(synthetic, draws)
+        for_real = [aug.draw(real.shape[1], shape, draw, shared=False) for draw in streams]
+        for_syn = [aug.draw(synthetic.shape[1], shape, draw, shared=False) for draw in streams]
+        return aug.apply_classes(real, for_real), aug.apply_classes(synthetic, for_syn)
+
+    # --- networks --------------------------------------------------------------------------------
+
+    def network(self, *stream: str | int) -> NetworkState:
+        """A freshly initialised network of this iteration, in training mode."""
+        return self.networks.create(self.spec, self.seed, "network", self.it, *stream, device=self.device)
+
+    def train(self, net: NetworkState, epochs: int, lr: float, batch: int, *stream: str | int) -> None:
+        """Train a network in place on a copy of the synthetic set, with plain SGD.
+
+        Args:
+            net: Its weights move; every layer is put in training mode.
+            epochs: Passes over the synthetic set, shuffled.
+            lr: Step size; no momentum, no weight decay.
+            batch: Images a step.
+            stream: Name of the training within the iteration.
+        """
+        with torch.no_grad():
+            copy = self.param.batch(torch.arange(len(self.param.view_class), device=self.device))
+        draws = generator(self.seed, "train", self.it, *stream)
+        sgd_epochs(net, copy, lr=lr, epochs=epochs, generator=draws, batch=batch, augmenter=self.augmenter)

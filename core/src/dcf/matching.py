@@ -1,0 +1,174 @@
+"""What gradient and distribution matching share: per-class gradients, distances, class means.
+
+All functions work on a chunk of c classes at once; how a chunk is computed (one call under `vmap`, or class after
+class) is decided here, by what measures fastest on the device, and does not change results beyond rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from dcf.errors import UsageError
+from dcf.networks.base import NetworkState
+from dcf.training import cross_entropy
+from dcf.types import Metric
+
+__all__ = [
+    "Metric",
+    "Strategy",
+    "batch_norm_statistics",
+    "choose_strategy",
+    "class_embedding_means",
+    "class_gradients",
+    "gradient_distance",
+]
+
+Strategy = Literal["auto", "loop", "vmap"]
+
+#: Images that go through a network in one forward pass on a CPU, as long as classes are independent of each other.
+CPU_IMAGES = 256
+
+#: Added to the product of norms, outside the roots; it makes the distances depend on scale, as published.
+EPSILON = 1e-6
+
+
+def class_gradients(
+    net: NetworkState,
+    images: Tensor,
+    labels: Tensor,
+    create_graph: bool = False,
+    strategy: Strategy = "auto",
+) -> list[Tensor]:
+    """Gradients of each class's mean cross-entropy with respect to the weights.
+
+    Args:
+        net: The network at its present weights.
+        images: `(c, B, C, H, W)`, c classes with B images each, in the dataset's value space.
+        labels: `(c, B)` class indices, or `(c, B, K)` probabilities.
+        create_graph: Whether the result shall be differentiable with respect to `images` and `labels`.
+        strategy: How to compute a chunk; "auto" picks for the device and size.
+
+    Returns:
+        One tensor for each weight, `(c, *weight.shape)`, in order of `net.params`. The cross-entropy is averaged
+        over B. Without `create_graph` the result is detached.
+    """
+    chosen = choose_strategy(images, create_graph) if strategy == "auto" else strategy
+    compute = _vmapped if chosen == "vmap" else _looped
+    found = compute(net, images, labels, create_graph)
+    return found if create_graph else [g.detach() for g in found]
+
+
+def choose_strategy(images: Tensor, create_graph: bool) -> Strategy:
+    """What measured fastest: one call on a GPU, class after class on a CPU (see docs/performance.md)."""
+    return "vmap" if images.is_cuda else "loop"
+
+
+def _looped(net: NetworkState, images: Tensor, labels: Tensor, create_graph: bool) -> list[Tensor]:
+    weights = net.parameters()
+    each = []
+    for x, y in zip(images, labels, strict=True):
+        loss = cross_entropy(net(x), y)
+        each.append(torch.autograd.grad(loss, weights, create_graph=create_graph, materialize_grads=True))
+    return [torch.stack(parts) for parts in zip(*each, strict=True)]
+
+
+def _vmapped(net: NetworkState, images: Tensor, labels: Tensor, create_graph: bool) -> list[Tensor]:
+    def loss(params: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy(net(x, params), y)
+
+    gradient: Callable[..., dict[str, Tensor]] = vmap(grad(loss), in_dims=(None, 0, 0))
+    # The weights themselves take no gradient here; without this their graph would be recorded too.
+    params = {k: p.detach() for k, p in net.params.items()}
+    with torch.set_grad_enabled(create_graph):
+        return list(gradient(params, images, labels).values())
+
+
+def gradient_distance(syn: Sequence[Tensor], real: Sequence[Tensor], metric: Metric = "ours") -> Tensor:
+    """Distance of two lists of gradients, for each class of a chunk.
+
+    Args:
+        syn: Tensors `(c, *weight.shape)`, differentiable.
+        real: Tensors of the same shapes, constant.
+        metric: "ours": for every weight of two or more axes, the sum over its rows (first axis) of one minus their
+            cosine, summed over weights; weights of one axis count nothing (Zhao et al., ICLR 2021, eq. 10 and the
+            released code). "mse": squared norm of the difference of everything (a sum). "cos": one minus the cosine
+            of everything as one vector.
+
+    Returns:
+        `(c,)` distances, summed as said, not averaged over anything.
+
+    Raises:
+        UsageError: For an unknown metric.
+    """
+    if metric == "ours":
+        return _rowwise_cosine(syn, real)
+    flat_syn = torch.cat([g.flatten(1) for g in syn], 1)  # (c, P)
+    flat_real = torch.cat([g.flatten(1) for g in real], 1)
+    if metric == "mse":
+        return (flat_syn - flat_real).square().sum(1)
+    if metric == "cos":
+        return _one_minus_cosine(flat_syn, flat_real)
+    raise UsageError(f"expected the gradient distance 'ours', 'mse' or 'cos', got '{metric}'")
+
+
+def _rowwise_cosine(syn: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
+    total = syn[0].new_zeros(len(syn[0]))
+    for a, b in zip(syn, real, strict=True):
+        if a.ndim > 2:  # class axis apart: weights of two or more axes
+            total = total + _one_minus_cosine(a.flatten(2), b.flatten(2)).sum(1)
+    return total
+
+
+def _one_minus_cosine(a: Tensor, b: Tensor) -> Tensor:
+    """One minus the cosine along the last axis, with `EPSILON` added to the product of the norms."""
+    norms = torch.linalg.vector_norm(a, dim=-1) * torch.linalg.vector_norm(b, dim=-1)
+    distance: Tensor = 1 - (a * b).sum(-1) / (norms + EPSILON)
+    return distance
+
+
+def class_embedding_means(net: NetworkState, images: Tensor) -> Tensor:
+    """Mean embedding of each class.
+
+    Args:
+        net: The network; its batch norms, if any, see all classes of the chunk as one batch.
+        images: `(c, B, C, H, W)`.
+
+    Returns:
+        `(c, F)`, averaged over B.
+    """
+    # One forward pass of thousands of images is slower on a CPU than many of some: see docs/performance.md.
+    apart = images.device.type == "cpu" and not net.batch_norms
+    together = max(1, CPU_IMAGES // images.shape[1]) if apart else images.shape[0]
+    return torch.cat([_embedding_means(net, part) for part in images.split(together)])
+
+
+def _embedding_means(net: NetworkState, images: Tensor) -> Tensor:
+    return net.embed(images.flatten(0, 1)).unflatten(0, images.shape[:2]).mean(1)
+
+
+def batch_norm_statistics(net: NetworkState, images: Tensor, mode: Literal["reference", "exact"] = "reference") -> None:
+    """Let batch norms take their statistics from real images, then freeze them.
+
+    Args:
+        net: A network with batch norms; without any this does nothing.
+        images: `(N, C, H, W)` real images of all classes.
+        mode: "reference": one forward pass in training mode moves the running statistics by their momentum, as the
+            released code does; "exact": the running statistics become those of `images`.
+    """
+    layers = net.batch_norms
+    if not layers:
+        return
+    net.train()
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 1.0 if mode == "exact" else layer.momentum
+    with torch.no_grad():
+        net(images)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    net.freeze_batch_norms()

@@ -1,0 +1,115 @@
+"""The header of a condensed set's file, read without torch, without plugins and in bounded memory."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from dcf.errors import FormatError
+from dcf.files import read_header
+
+__all__ = ["FORMAT", "decode_metadata", "read_metadata"]
+
+#: Version of the file format. It only grows, and every older version stays readable.
+FORMAT: Final = 1
+_PREFIX: Final = "dcf."
+#: Values that are tables where they are there.
+_TABLES: Final = ("config", "data", "environment", "hints", "options", "packages", "results", "run", "storage")
+#: Characters of one entry of `config`, such as a spec, and levels that a value may be nested: what nobody needs.
+_LONGEST: Final = 4096
+_DEEPEST: Final = 32
+
+
+def read_metadata(path: Path | str) -> dict[str, Any]:
+    """The decoded header of a condensed set, without its tensors.
+
+    Args:
+        path: The `.safetensors` file.
+
+    Returns:
+        The header's values by name, without the prefix `dcf.`; `format` and `config` are always there.
+
+    Raises:
+        FormatError: When the file is damaged, is no condensed set, or is of a newer format.
+    """
+    return decode_metadata(read_header(path).metadata, path)
+
+
+def decode_metadata(metadata: Mapping[str, str], path: Path | str) -> dict[str, Any]:
+    """The decoded header of strings that were read from `path`; as `read_metadata`."""
+    found = {k.removeprefix(_PREFIX): v for k, v in metadata.items() if k.startswith(_PREFIX)}
+    if "format" not in found:
+        raise FormatError(f"'{path}' is a safetensors file, but not a condensed set: it has no 'dcf.format'")
+    try:
+        decoded = {
+            k: json.loads(v, parse_constant=_no_number, parse_float=_finite) for k, v in found.items() if k != "digest"
+        }
+        _require_plain(decoded)
+    except (ValueError, RecursionError):  # ValueError: no JSON, NaN, or an integer of thousands of digits
+        raise FormatError(f"'{path}' is damaged: its metadata is not JSON, or not of a form that is read") from None
+    version = decoded["format"]
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise FormatError(f"'{path}' has the unknown format version {str(version)[:12]!r}")
+    if version > FORMAT:
+        shown = str(version)[:12]
+        raise FormatError(f"'{path}' has format version {shown}; this dcf reads up to {FORMAT}: update dcf-core")
+    if not isinstance(decoded.get("config"), dict):
+        raise FormatError(f"'{path}' is damaged: it does not say how it was made")
+    wrong = next(_misplaced(decoded), None)
+    if wrong is not None:
+        raise FormatError(f"'{path}' is damaged: its entry '{wrong}' is not of the form it must have")
+    return decoded
+
+
+def _misplaced(decoded: Mapping[str, Any]) -> Iterator[str]:
+    """Entries that are not of the form that readers rely on."""
+    yield from (key for key in _TABLES if not isinstance(decoded.get(key, {}), dict))
+    for key, value in decoded["config"].items():
+        if isinstance(value, (dict, list)) or len(str(value)) > _LONGEST:
+            yield f"config.{key[:40]}"
+    if not _is_count(decoded.get("seed", 0), 0):
+        yield "seed"
+    run = decoded.get("run", {})
+    if isinstance(run, dict):
+        if not isinstance(run.get("protocol_set", {}), dict):
+            yield "run.protocol_set"
+        if run.get("networks") is not None and not _is_count(run["networks"], 1):
+            yield "run.networks"
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return type(value) is int and least <= value < 2**63
+
+
+def _require_plain(value: Any) -> None:
+    """Refuse what is nested beyond reason, or holds halves of characters, before anybody has to work on it.
+
+    Raises:
+        ValueError: When it is so.
+    """
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [child for node in level for child in _children(node)]
+    if level:
+        raise ValueError(f"nested deeper than {_DEEPEST} levels")
+    json.dumps(value, ensure_ascii=False).encode("utf-8")
+
+
+def _children(node: Any) -> Iterable[Any]:
+    if isinstance(node, dict):
+        return node.values()
+    return node if isinstance(node, list) else ()
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:40]} is larger than a float")
+    return number
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not JSON")

@@ -1,0 +1,79 @@
+"""A picture of a synthetic set: a grid of its decoded images, one class a row."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dcf.files import atomic_write
+from dcf.space import ValueSpace
+from dcf.synthetic import SyntheticSet
+
+__all__ = ["class_grid", "displayable", "save_preview"]
+
+#: Views a class that are shown, and rows at most: a picture of 200 classes with 80 views each helps nobody.
+_COLUMNS, _ROWS, _SIDE = 10, 40, 32
+#: Side of a tile at most, in pixels.
+_LARGEST = 256
+
+
+def displayable(images: Tensor, space: ValueSpace) -> Tensor:
+    """Images as 8-bit pixels for the eye.
+
+    Args:
+        images: `(N, C, H, W)` in `space`.
+        space: What the values mean.
+
+    Returns:
+        `(N, 1 or 3, H, W)` uint8. Values outside [0, 1] are cut off; of more than three channels the first three are
+        shown, of two the first.
+    """
+    pixels = space.decode(images.float()).clamp(0, 1)
+    channels = 3 if pixels.shape[1] >= 3 else 1
+    return (pixels[:, :channels] * 255).round().to(torch.uint8)
+
+
+def class_grid(synthetic: SyntheticSet) -> Tensor:
+    """`(1 or 3, H, W)` uint8: one class a row, small images enlarged by whole factors."""
+    from torchvision.utils import make_grid
+
+    view_class = synthetic.param.view_class
+    rows = [torch.nonzero(view_class == c).flatten()[:_COLUMNS] for c in range(synthetic.spec.num_classes)]
+    rows = [r for r in rows if len(r)][:_ROWS]
+    columns = max(len(r) for r in rows)
+    shape = synthetic.spec.shape
+    tiles = []
+    for row in rows:
+        # One at a time: decoded images may be far larger than what is stored of them.
+        images = torch.cat([_tile(synthetic, index) for index in row[:, None]])
+        blank = torch.zeros(columns - len(row), *images.shape[1:], dtype=torch.uint8)
+        tiles.append(torch.cat([images, blank]))
+    factor = max(1, _SIDE // max(shape[1:]))
+    big = torch.cat(tiles).repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+    grid: Tensor = make_grid(big, nrow=columns, padding=2, pad_value=128)
+    return grid
+
+
+def _tile(synthetic: SyntheticSet, index: Tensor) -> Tensor:
+    """`(1, 1 or 3, h, w)` uint8 of one view, thinned out until both sides are at most `_LARGEST`."""
+    image = displayable(synthetic.batch(index).x, synthetic.space).cpu()
+    step = -(-max(image.shape[-2:]) // _LARGEST)
+    return image[..., ::step, ::step].clone()
+
+
+def save_preview(synthetic: SyntheticSet, path: Path | str) -> None:
+    """Write the grid as a PNG file, atomically.
+
+    Raises:
+        RunError: When it cannot be written.
+    """
+    from PIL import Image
+
+    grid = class_grid(synthetic).permute(1, 2, 0).numpy()
+    image = Image.fromarray(grid if grid.shape[2] == 3 else grid[..., 0])
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    atomic_write(path, buffer.getvalue())

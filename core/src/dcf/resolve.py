@@ -1,0 +1,119 @@
+"""From what the user said to one `RunConfig`: recipe, defaults of data and method, options. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dcf.build import check, spec_text
+from dcf.components import Kind
+from dcf.config import validate_mapping
+from dcf.errors import BudgetError, ConfigError, UsageError
+from dcf.recipes import load_recipe, starter
+from dcf.registry import registry
+from dcf.runconfig import SPEC_ROLES, RunConfig, apply_overrides, parse_budget
+from dcf.spec import Spec
+from dcf.types import MatcherDefaults
+
+__all__ = ["Request", "complete", "resolve"]
+
+_FLAGS = {"augment": "--augment", "init": "--init", "data": "--data", "param": "--param"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for, checked as far as that goes without loading anything.
+
+    Attributes:
+        settings: Explicit settings by name, recipe and options merged.
+        objects: Components given as objects rather than as specs, by role.
+    """
+
+    settings: Mapping[str, Any]
+    objects: Mapping[str, Any]
+
+
+def resolve(
+    options: Mapping[str, Any], recipe: str | None = None, overrides: Mapping[str, str] | None = None
+) -> Request:
+    """Merge recipe and options, and check everything that can be checked without torch.
+
+    Args:
+        options: Settings of `RunConfig` by name, None meaning not given; components as specs or objects.
+        recipe: Name of a recipe; without one and without a matcher, the starter recipe is taken.
+        overrides: `--set` options by dotted key.
+
+    Raises:
+        UsageError: Or a subclass, for the first thing that is wrong.
+    """
+    given = {k: v for k, v in options.items() if v is not None}
+    objects = {k: v for k, v in given.items() if k in SPEC_ROLES and not isinstance(v, str)}
+    given |= {k: spec_text(SPEC_ROLES[k], v) for k, v in objects.items()}
+    base = _recipe_settings(given, recipe)
+    if "ipc" in given or "budget" in given:
+        base = {k: v for k, v in base.items() if k not in ("ipc", "budget")}
+    settings = apply_overrides({**base, **given}, overrides or {})
+    for role, kind in SPEC_ROLES.items():
+        if role in settings and role not in objects:
+            settings[role] = str(check(kind, str(settings[role]), _FLAGS.get(role)))
+    name = str(settings.get("protocol", RunConfig.model_fields["protocol"].default))
+    registry().find(Kind.PROTOCOL, Spec(name, (), name, (0, len(name))), "--protocol")
+    _check_values(settings)
+    return Request(settings, objects)
+
+
+def complete(request: Request, hints: Mapping[str, Any], defaults: MatcherDefaults) -> RunConfig:
+    """Fill in what neither recipe nor user said: first what suits the data, then the method's own settings.
+
+    Args:
+        request: What was asked for.
+        hints: Settings that the dataset suggests.
+        defaults: Settings that the matcher's paper fixes.
+    """
+    base: dict[str, Any] = {
+        "iterations": defaults.iterations,
+        "lr": defaults.lr,
+        "momentum": defaults.momentum,
+        "init": defaults.init,
+        **{k: v for k, v in hints.items() if k in RunConfig.model_fields},
+        **request.settings,
+    }
+    if base.get("budget") is not None and "ipc" not in request.settings:
+        base.pop("ipc", None)
+    elif base.get("ipc") is None and base.get("budget") is None:
+        base["ipc"] = 1
+    return validate_mapping(RunConfig, base, "run")
+
+
+def _recipe_settings(given: Mapping[str, Any], recipe: str | None) -> dict[str, Any]:
+    if recipe is not None:
+        chosen = load_recipe(recipe)
+    elif "matcher" in given:
+        return {}
+    else:
+        found = starter()
+        if found is None:
+            raise UsageError(
+                "no matcher was named and none that could be a default is installed\n"
+                "  choose one: --matcher NAME, or --recipe NAME (see: dcf list-plugins)"
+            )
+        chosen = found
+    data = str(given.get("data", RunConfig.model_fields["data"].default)).partition(":")[0]
+    return {**chosen.settings(data), "recipe": chosen.recipe.name}
+
+
+def _check_values(settings: Mapping[str, Any]) -> None:
+    if settings.get("ipc") is not None and settings.get("budget") is not None:
+        raise BudgetError("give either --ipc or --budget, not both")
+    if settings.get("budget") is not None:
+        try:
+            parse_budget(str(settings["budget"]))
+        except ValueError as error:
+            raise BudgetError(f"--budget: {error}") from None
+    try:
+        validate_mapping(RunConfig, settings, "run")
+    except ConfigError as error:
+        raise UsageError(
+            "\n  ".join([error.message, *(h for h in error.hints if not h.startswith("options:"))])
+        ) from None

@@ -1,0 +1,328 @@
+"""`condense`, `resume` and `evaluate`: what the command line and Python callers use."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from dcf.build import create, spec_text
+from dcf.components import Kind
+from dcf.data.real import RealData
+from dcf.engine import Progress
+from dcf.errors import DataError, EvaluationError, UsageError
+from dcf.evaluation.runner import affordable_baselines, evaluate_sets
+from dcf.files import atomic_write
+from dcf.matcher import Matcher
+from dcf.preview import save_preview
+from dcf.resolve import Request, complete, resolve
+from dcf.runconfig import SPEC_ROLES, RunConfig
+from dcf.rundir import RunDir, default_directory
+from dcf.runtime import precision_of, select_device
+from dcf.session import Session, interruptible
+from dcf.synthetic import SyntheticSet, load
+
+if TYPE_CHECKING:
+    from dcf.evaluation.report import Report
+
+__all__ = ["Listener", "Outcome", "Prepared", "condense", "evaluate", "prepare", "resume", "start"]
+
+log = logging.getLogger(__name__)
+
+DEFAULT_PROTOCOL: Final = "dcf-std@1"
+
+
+class Listener:
+    """What wants to know how far a run is; every method may be overridden, none needs to be."""
+
+    def stage(self, text: str) -> None:
+        """A stage begins, such as loading the data."""
+
+    def step(self, progress: Progress) -> None:
+        """An outer iteration is done."""
+
+    def evaluated(self, row: str, done: int, total: int, accuracy: float) -> None:
+        """An evaluation network of a row is trained and tested; `accuracy` is a fraction."""
+
+
+class _StepListener(Listener):
+    def __init__(self, on_step: Callable[[Progress], None]) -> None:
+        self.on_step = on_step
+
+    def step(self, progress: Progress) -> None:
+        self.on_step(progress)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that could start: its complete configuration, its data and its matcher."""
+
+    config: RunConfig
+    data: RealData
+    matcher: Matcher
+    objects: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        config: The run.
+        directory: Where its files are; None when nothing was kept.
+        synthetic: The set as it stands.
+        report: Its evaluation; None when it was not asked for or the run was stopped before.
+        done: Outer iterations that are done.
+        interrupted: Whether it was stopped before its end.
+    """
+
+    config: RunConfig
+    directory: RunDir | None
+    synthetic: SyntheticSet
+    report: Report | None
+    done: int
+    interrupted: bool
+
+
+def condense(
+    *,
+    recipe: str | None = None,
+    out: Path | str | None = None,
+    force: bool = False,
+    overrides: Mapping[str, str] | None = None,
+    on_step: Callable[[Progress], None] | None = None,
+    **options: Any,
+) -> SyntheticSet:
+    """Condense a dataset.
+
+    Args:
+        recipe: Name of a recipe; options given beside it win.
+        out: Run directory; without one, nothing is written.
+        force: Start over in a directory that holds a run.
+        overrides: Component options by dotted key, as with `--set`.
+        on_step: Called after each outer iteration.
+        options: Settings of `dcf.runconfig.RunConfig` by name (`data`, `matcher`, `param`, `augment`, `ipc`,
+            `iterations`, `seed`, ...); components as specs such as "lowrank:r=4", or as objects.
+
+    Returns:
+        The condensed set; `set.metadata["results"]` holds its evaluation unless `evaluate=False`.
+
+    Raises:
+        DcfError: A subclass says what went wrong.
+
+    Example:
+        >>> small = dcf.condense(matcher="dm", data="digits", ipc=1, iterations=5, evaluate=False)  # doctest: +SKIP
+    """
+    listener = Listener() if on_step is None else _StepListener(on_step)
+    prepared = prepare(resolve(options, recipe, overrides), listener)
+    return start(prepared, RunDir(out) if out is not None else None, force, listener).synthetic
+
+
+def prepare(request: Request, listener: Listener | None = None) -> Prepared:
+    """Load the data and complete the configuration.
+
+    Raises:
+        DcfError: When the data cannot be loaded or the settings do not fit together.
+    """
+    listener = listener or Listener()
+    settings = request.settings
+    device = select_device(str(settings.get("device", "auto")))
+    listener.stage(f"loading {settings.get('data', RunConfig.model_fields['data'].default)}")
+    data = _load_data(request.objects.get("data", settings.get("data", RunConfig.model_fields["data"].default)))
+    matcher: Matcher = create(Kind.MATCHER, request.objects.get("matcher", settings.get("matcher", "none")))
+    config = complete(request, data.hints, matcher.defaults)
+    config = config.model_copy(update={"device": str(device)})
+    return Prepared(config, data.to(device), matcher, request.objects)
+
+
+def start(
+    prepared: Prepared, directory: RunDir | None, force: bool = False, listener: Listener | None = None
+) -> Outcome:
+    """Run from the beginning.
+
+    Raises:
+        RunError: When the directory holds a run and `force` is not set, or cannot be written.
+        NonFiniteError: When the run diverged; the last good checkpoint is kept.
+    """
+    session = Session(prepared.config, prepared.data, prepared.matcher, prepared.objects)
+    # What was decided by looking at the machine is written down, so that a resumed run decides the same.
+    config = prepared.config.model_copy(update={"class_chunk": session.ctx.class_chunk})
+    session.config = config
+    if directory is None:
+        return _carry_out(session, None, listener or Listener())
+    with directory.locked():
+        directory.create(config, force)
+        return _carry_out(session, directory, listener or Listener())
+
+
+def resume(path: Path | str, listener: Listener | None = None) -> Outcome:
+    """Go on with a run that was stopped, killed or not yet evaluated.
+
+    Raises:
+        RunError: When `path` holds no run, or its data have changed.
+    """
+    directory, listener = RunDir(path), listener or Listener()
+    config = directory.config()
+    request = resolve({k: v for k, v in config.model_dump().items() if k not in ("recipe",)} | _matcher_of(config))
+    prepared = prepare(request, listener)
+    session = Session(config, prepared.data, prepared.matcher)
+    with directory.locked():
+        return _carry_out(session, directory, listener)
+
+
+def default_run_directory(config: RunConfig) -> RunDir:
+    """The directory of a run that names none."""
+    return RunDir(default_directory(config))
+
+
+def evaluate(
+    file: Path | str | SyntheticSet | Sequence[Path | str | SyntheticSet],
+    evaluator: Any = "train",
+    *,
+    data: Any = None,
+    protocol: str | None = None,
+    networks: int | None = None,
+    network: Any = None,
+    overrides: Mapping[str, Any] | None = None,
+    baselines: Sequence[str] = (),
+    seed: int | None = None,
+    device: str = "auto",
+    precision: Any = "default",
+    listener: Listener | None = None,
+) -> Report:
+    """Evaluate condensed sets; a file says itself how.
+
+    Args:
+        file: One set or several independently condensed ones, as files or objects.
+        evaluator: Spec or object.
+        data: Dataset spec or object; the one the file names by default.
+        protocol: Its name; the one the file names by default.
+        networks: Networks a set; the protocol's number by default.
+        network: Network spec; the one the file names by default.
+        overrides: Protocol settings to change; the report's protocol name shows them.
+        baselines: Rows beside it: "random" (real images at equal bytes), "whole" (the training set).
+        seed: Of the evaluation; the file's by default.
+        device: auto, cpu, cuda or cuda:N.
+        precision: "default" or "strict".
+        listener: Told of progress.
+
+    Raises:
+        DcfError: When a file is damaged, its plugin is missing, or its data are not those found here.
+    """
+    many = [file] if isinstance(file, (str, Path, SyntheticSet)) else list(file)
+    sets = [s if isinstance(s, SyntheticSet) else load(s) for s in many]
+    first, listener = sets[0], listener or Listener()
+    target = select_device(device)
+    listener.stage("loading the data")
+    real = _data_of(first, data).to(target)
+    for synthetic in sets:
+        _check_matches(synthetic, real)
+        synthetic.param.to(target)
+    recorded = {} if protocol else first.metadata.get("run") or {}
+    changes = {**(recorded.get("protocol_set") or {}), **(overrides or {})}
+    with precision_of(precision):
+        return evaluate_sets(
+            sets,
+            real,
+            evaluator=create(Kind.EVALUATOR, evaluator, "--evaluator"),
+            protocol=protocol or str(first.config.get("protocol", DEFAULT_PROTOCOL)),
+            overrides=changes,
+            networks=networks or recorded.get("networks"),
+            network=network,
+            baselines=baselines,
+            seed=first.seed if seed is None else seed,
+            progress=listener.evaluated,
+        )
+
+
+def _carry_out(session: Session, directory: RunDir | None, listener: Listener) -> Outcome:
+    config = session.config
+    with precision_of(config.precision), interruptible() as interrupt:
+        listener.stage("condensing")
+        done = session.run(directory, listener.step, lambda: interrupt.asked)
+        synthetic = session.result()
+        if done < config.iterations:
+            return Outcome(config, directory, synthetic, None, done, True)
+        if directory is not None:
+            synthetic.save(directory.result)
+            save_preview(synthetic, directory.preview)
+        report = _evaluate_result(session, synthetic, listener) if config.evaluate else None
+    if report is not None:
+        synthetic.metadata["results"] = report.to_json(timing=False)
+    if directory is not None:
+        synthetic.save(directory.result)
+        atomic_write(
+            directory.report,
+            json.dumps(report.to_json() if report else {"evaluated": False}, indent=1) + "\n",
+        )
+    return Outcome(config, directory, synthetic, report, done, False)
+
+
+def _evaluate_result(session: Session, synthetic: SyntheticSet, listener: Listener) -> Report:
+    config, data = session.config, session.data
+    listener.stage("evaluating")
+    rows = (
+        affordable_baselines(data, config.protocol, config.networks) if config.baselines == "auto" else config.baselines
+    )
+    return evaluate_sets(
+        [synthetic],
+        data,
+        evaluator=create(Kind.EVALUATOR, "train", "--evaluator"),
+        protocol=config.protocol,
+        overrides=config.protocol_set,
+        networks=config.networks,
+        baselines=rows,
+        seed=config.seed,
+        progress=listener.evaluated,
+        objects={spec_text(SPEC_ROLES[role], made): made for role, made in session.objects.items()},
+    )
+
+
+def _matcher_of(config: RunConfig) -> dict[str, Any]:
+    # Without a matcher `resolve` would take the starter recipe.
+    return {"matcher": config.matcher}
+
+
+def _load_data(what: Any) -> RealData:
+    if isinstance(what, RealData):
+        return what
+    made = create(Kind.DATASET, what, "--data")
+    return made if isinstance(made, RealData) else made.load()
+
+
+def _data_of(synthetic: SyntheticSet, given: Any) -> RealData:
+    if given is not None:
+        return _load_data(given)
+    text = str(synthetic.config.get("data", ""))
+    if text.partition(":")[0] == "python":
+        raise UsageError(
+            f"the file names the dataset '{text}', which is code; code that a file names is not run\n"
+            f"  give it yourself if you trust it: --data {text}"
+        )
+    try:
+        return _load_data(text)
+    except DataError as error:
+        raise DataError(
+            f"the data of this set are not here: {error}\n"
+            f"  say where they are: --data {text.partition(':')[0]}:root=DIR"
+        ) from None
+
+
+def _check_matches(synthetic: SyntheticSet, real: RealData) -> None:
+    ours, theirs = synthetic.spec, real.spec
+    if ours.shape != theirs.shape:
+        raise EvaluationError(f"the set has images of {ours.shape}, the data of {theirs.shape}")
+    if ours.classes != theirs.classes:
+        raise EvaluationError(
+            f"the set and the data have different classes: {list(ours.classes)[:5]} and {list(theirs.classes)[:5]}"
+        )
+    if ours.space != theirs.space:
+        raise EvaluationError(
+            f"the set lives in the value space {ours.space}, the data in {theirs.space}: accuracies would mean nothing"
+        )
+    known = (synthetic.metadata.get("data") or {}).get("checksum")
+    if known is not None and known != real.checksum:
+        log.warning("the data differ from those the set was made from (other checksum); accuracies may differ")

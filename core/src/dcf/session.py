@@ -1,0 +1,271 @@
+"""One condensation from configuration to finished set: build, initialise, run, checkpoint, resume."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+
+from dcf.augmenter import Augmenter, ChainAugmenter
+from dcf.build import create, create_stack, describe_config
+from dcf.components import Kind
+from dcf.context import Context
+from dcf.data.real import RealData
+from dcf.engine import Engine, Progress, estimate_chunk
+from dcf.errors import BudgetError, RunError
+from dcf.matcher import Matcher
+from dcf.networks.base import NetworkFactory
+from dcf.networks.preflight import preflight_double_backward
+from dcf.parameterization import Parameterization
+from dcf.registry import registry
+from dcf.runconfig import SPEC_ROLES, RunConfig
+from dcf.rundir import RunDir
+from dcf.runtime import environment
+from dcf.seeding import generator
+from dcf.spec import parse
+from dcf.synthetic import FORMAT, SyntheticSet
+
+__all__ = ["Session", "interruptible", "make_augmenter", "resolve_iterations"]
+
+log = logging.getLogger(__name__)
+
+#: Memory that the graphs of one chunk of classes may take on a CPU, in bytes.
+_CPU_GRAPH_BYTES = 2 * 2**30
+
+
+def make_augmenter(what: Any, flag: str = "--augment") -> Augmenter:
+    """An augmenter from a spec, a stack of specs, or an object."""
+    parts = create_stack(Kind.AUGMENTER, what, flag)
+    made: Augmenter = parts[0] if len(parts) == 1 else ChainAugmenter(parts)
+    return made
+
+
+def resolve_iterations(config: RunConfig) -> int:
+    """Outer iterations that will be run."""
+    return config.iterations
+
+
+@dataclass
+class Interrupt:
+    """Whether the user asked to stop."""
+
+    asked: bool = False
+
+
+@contextmanager
+def interruptible() -> Iterator[Interrupt]:
+    """Turn the first Ctrl-C (or SIGTERM) into a request to stop after the iteration; a second one ends at once."""
+    state = Interrupt()
+    if threading.current_thread() is not threading.main_thread():
+        yield state
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if state.asked:
+            raise KeyboardInterrupt
+        state.asked = True
+        log.warning("stopping after this iteration; once more to stop at once")
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield state
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Session:
+    """The objects of one run.
+
+    Args:
+        config: The run.
+        data: Its real data, on the run's device.
+        matcher: Its matcher; made from the configuration where None.
+        objects: Components that were given as objects, by role.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        data: RealData,
+        matcher: Matcher | None = None,
+        objects: Mapping[str, Any] | None = None,
+    ) -> None:
+        given = {role: getattr(config, role) for role in SPEC_ROLES} | dict(objects or {})
+        self.config = config
+        self.objects = dict(objects or {})
+        self.data = data
+        self.matcher: Matcher = matcher or create(Kind.MATCHER, given["matcher"])
+        self.networks: NetworkFactory = create(Kind.NETWORK, given["network"])
+        self.augmenter = make_augmenter(given["augment"])
+        self.param: Parameterization = create_stack(Kind.PARAM, given["param"])[-1]
+        self.selector = create(Kind.SELECTOR, given["init"])
+        self._allocate()
+        self._preflight()
+        self.ctx = Context(data, self.param, self.networks, self.augmenter, config.seed, self._class_chunk())
+        self.engine = Engine(self.ctx, self.matcher, config.lr, config.momentum, config.clip)
+
+    # --- building --------------------------------------------------------------------------------
+
+    def _allocate(self) -> None:
+        spec = self.data.spec
+        floats = self.config.floats(math.prod(spec.shape), spec.num_classes)
+        items = self.param.plan(spec, floats)
+        if items < 1:
+            raise BudgetError("the budget holds no item a class")
+        item_class = torch.arange(spec.num_classes).repeat_interleave(items)
+        self.param.allocate(spec, item_class)
+        self.param.to(self.data.train.device)
+
+    def initialise(self) -> None:
+        """Give the set its starting values."""
+        draw = generator(self.config.seed, "init")
+        images = self.selector.images(self.data, self.param.view_class, draw)
+        self.param.absorb(images)
+
+    def _preflight(self) -> None:
+        if "double-backward" in self.matcher.needs and self.networks.needs_preflight:
+            state = self.networks.create(self.data.spec, self.config.seed, "preflight", device=self.data.train.device)
+            preflight_double_backward(state, self.data.spec)
+
+    def _class_chunk(self) -> int:
+        spec = self.data.spec
+        if self.config.class_chunk != "auto":
+            return min(self.config.class_chunk, spec.num_classes)
+        device = self.data.train.device
+        budget = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else _CPU_GRAPH_BYTES
+        views = math.ceil(len(self.param.view_class) / spec.num_classes)
+        return estimate_chunk(self._bytes_per_image(), views, spec.num_classes, budget)
+
+    def _bytes_per_image(self) -> int:
+        """Bytes that one image's forward pass saves for the backward one, times four for the second-order graph."""
+        net = self.networks.create(self.data.spec, self.config.seed, "measure")
+        sizes: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            sizes[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+            return tensor
+
+        images = torch.zeros(2, *self.data.spec.shape)
+        weights = sum(p.numel() * p.element_size() for p in net.parameters())
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            net(images)
+        return max(1, 4 * (sum(sizes.values()) - weights) // 2)
+
+    # --- running ---------------------------------------------------------------------------------
+
+    def run(
+        self,
+        directory: RunDir | None,
+        on_step: Callable[[Progress], None] = lambda progress: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> int:
+        """Initialise or resume, then run to the end or to a stop.
+
+        Args:
+            directory: Where checkpoints and metrics go; None keeps nothing.
+            on_step: Called after each outer iteration.
+            stop: Asked after each outer iteration.
+
+        Returns:
+            Iterations that are done.
+        """
+        start = self._restore(directory)
+        iterations = resolve_iterations(self.config)
+        recorder = _Recorder(self, directory, on_step)
+        if start == 0:
+            recorder.checkpoint(0)
+        done = self.engine.run(start, iterations, recorder.step, stop) if start < iterations else iterations
+        recorder.checkpoint(done)
+        return done
+
+    def _restore(self, directory: RunDir | None) -> int:
+        found = directory.newest_checkpoint() if directory is not None else None
+        if directory is None or found is None:
+            self.initialise()
+            return 0
+        it, state, facts = found
+        if facts.get("data") != self.data.checksum:
+            raise RunError(
+                f"'{directory.path}' was run on other data: the dataset '{self.config.data}' has changed since"
+            )
+        self.engine.load_state_dict(state)
+        directory.truncate_metrics(it)
+        return it
+
+    def result(self) -> SyntheticSet:
+        """The set as it stands, with everything its file says but evaluation results."""
+        return SyntheticSet(
+            self.param,
+            self.data.spec,
+            {**self.config.specs(), "protocol": self.config.protocol, "labels": self.config.labels},
+            self.config.seed,
+            self.matcher.hints(),
+            self._metadata(),
+        )
+
+    def _metadata(self) -> dict[str, Any]:
+        config = self.config
+        used = {role: parse(text) for role, text in config.specs().items()}
+        packages = {}
+        for role, stack in used.items():
+            for spec in stack:
+                try:
+                    plugin = registry().find(SPEC_ROLES[role], spec).plugin
+                except Exception:  # noqa: S112  an object of no plugin; there is nothing to name
+                    continue
+                packages[f"{SPEC_ROLES[role]}:{spec.name}"] = f"{plugin.distribution} {plugin.version}"
+        return {
+            "run": {k: v for k, v in config.model_dump(mode="json").items() if k not in SPEC_ROLES},
+            "options": {
+                "matcher": describe_config(self.matcher.config),
+                "param": describe_config(self.param.config),
+                "augment": describe_config(self.augmenter.config),
+                "network": describe_config(self.networks.config),
+            },
+            "packages": packages,
+            "data": {
+                "id": self.data.id,
+                "checksum": self.data.checksum,
+                "train": len(self.data.train),
+                "test": len(self.data.test),
+            },
+            "license": self.data.source,
+            "environment": environment(self.data.train.device),
+            "generator": f"dcf format {FORMAT}",
+        }
+
+
+class _Recorder:
+    """Writes metrics and checkpoints between iterations."""
+
+    def __init__(self, session: Session, directory: RunDir | None, on_step: Callable[[Progress], None]) -> None:
+        self.session = session
+        self.directory = directory
+        self.on_step = on_step
+        self.rows: list[Mapping[str, Any]] = []
+        self.saved = -1
+
+    def step(self, progress: Progress) -> None:
+        self.rows.append({"it": progress.it, "loss": progress.loss, **progress.log})
+        if progress.it % self.session.config.checkpoint_every == 0:
+            self.checkpoint(progress.it)
+        self.on_step(progress)
+
+    def checkpoint(self, it: int) -> None:
+        if self.directory is None or it == self.saved:
+            return
+        # Metrics first: rows beyond the checkpoint are dropped on resume, rows that are missing would stay missing.
+        self.directory.append_metrics(self.rows)
+        self.rows = []
+        facts = {"data": self.session.data.checksum}
+        self.directory.save_checkpoint(it, self.session.engine.state_dict(), facts)
+        self.saved = it

@@ -1,0 +1,283 @@
+"""`SyntheticSet`: a condensed set in memory and in its file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dcf.build import create_stack
+from dcf.components import Kind
+from dcf.errors import DcfError, FormatError, PluginError, SpecError
+from dcf.files import read_tensors, write_tensors
+from dcf.metadata import FORMAT, decode_metadata, read_metadata
+from dcf.parameterization import Parameterization
+from dcf.registry import registry
+from dcf.space import ValueSpace
+from dcf.spec import parse
+from dcf.types import Batch, DataSpec, Hints
+
+__all__ = ["FORMAT", "SyntheticSet", "load", "read_metadata"]
+
+#: Elements of one decoded image that a file may claim; a hostile one could otherwise exhaust the memory.
+_MAX_IMAGE: Final = 2**26
+_LABELS: Final = "labels"
+#: A distribution and its version, as in `dcf-lowrank 0.1.0`.
+_PACKAGE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}( [A-Za-z0-9][A-Za-z0-9.+!]{0,31})?\Z")
+
+
+class SyntheticSet(Dataset[tuple[Any, Any]]):
+    """A condensed set: a torchvision-style dataset, and everything needed to use and to judge it.
+
+    Items are `(image, target)`: a `(C, H, W)` float tensor in the dataset's value space (`set.space` tells and
+    inverts it) and an int class, or a `(K,)` tensor of probabilities for soft labels.
+
+    Attributes:
+        param: The parameterization that stores and decodes it.
+        spec: Shape, classes and value space.
+        hints: What an evaluator must know beyond images and labels.
+        config: Canonical specs by role (`data`, `matcher`, `param`, `augment`, `network`, `protocol`, ...).
+        metadata: Everything else of the file's header, decoded from JSON.
+        seed: Of the run that made it.
+    """
+
+    def __init__(
+        self,
+        param: Parameterization,
+        spec: DataSpec,
+        config: Mapping[str, Any],
+        seed: int = 0,
+        hints: Hints | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.param = param
+        self.spec = spec
+        self.config = dict(config)
+        self.seed = seed
+        self.hints = hints or Hints()
+        self.metadata: dict[str, Any] = dict(metadata or {})
+        self.transform: Callable[[Any], Any] | None = None
+        self.target_transform: Callable[[Any], Any] | None = None
+
+    # --- as a dataset ----------------------------------------------------------------------------
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names by index."""
+        return list(self.spec.classes)
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        """Class index by name."""
+        return {name: i for i, name in enumerate(self.spec.classes)}
+
+    @property
+    def targets(self) -> list[int]:
+        """Class index of every training image."""
+        return [int(c) for c in self.param.view_class]
+
+    @property
+    def space(self) -> ValueSpace:
+        """What the values of the images mean; `space.decode` gives pixels in [0, 1]."""
+        return self.spec.space
+
+    def __len__(self) -> int:
+        return len(self.param.view_class)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range for {len(self)} images")
+        batch = self.batch(torch.tensor([index % len(self)]))
+        image: Any = batch.x[0]
+        target: Any = int(batch.y[0]) if batch.y.ndim == 1 else batch.y[0]
+        image = self.transform(image) if self.transform else image
+        return image, self.target_transform(target) if self.target_transform else target
+
+    @torch.no_grad()
+    def batch(self, index: Tensor) -> Batch:
+        """Decoded images and labels of the given views, without graph."""
+        return self.param.batch(index.to(self.param.item_class.device))
+
+    def tensors(self) -> Batch:
+        """All images `(views, C, H, W)` and labels, decoded at once, for training on the device."""
+        return self.batch(torch.arange(len(self)))
+
+    # --- as a file -------------------------------------------------------------------------------
+
+    def save(self, path: Path | str) -> None:
+        """Write the set to one safetensors file, atomically.
+
+        Raises:
+            RunError: When it cannot be written.
+        """
+        tensors = {**self.param.state_dict(), _LABELS: self.param.item_class}
+        write_tensors(path, tensors, {f"dcf.{k}": _dump(v) for k, v in self.describe().items()})
+
+    def describe(self) -> dict[str, Any]:
+        """The header's values by name without the prefix, JSON-ready and a function of the set alone."""
+        spec = self.spec
+        return {
+            **self.metadata,
+            "format": FORMAT,
+            "config": self.config,
+            "seed": self.seed,
+            "shape": list(spec.shape),
+            "classes": list(spec.classes),
+            "space": spec.space.to_json(),
+            "hints": {"lr": self.hints.lr, "ordered": self.hints.ordered, "extra": dict(self.hints.extra)},
+            "storage": self.param.storage().to_json(),
+        }
+
+
+def load(
+    path: Path | str,
+    transform: Callable[[Any], Any] | None = None,
+    target_transform: Callable[[Any], Any] | None = None,
+) -> SyntheticSet:
+    """Load a condensed set.
+
+    Args:
+        path: The `.safetensors` file.
+        transform: Applied to each image tensor by `__getitem__`.
+        target_transform: Applied to each target.
+
+    Raises:
+        FormatError: When the file is damaged, inconsistent or of a newer format.
+        PluginError: When the parameterization's plugin is not installed; names the package.
+    """
+    path = Path(path)
+    read_metadata(path)  # a file that is no set, or of a newer format, says so before its tensors are read
+    tensors, strings = read_tensors(path)
+    meta = decode_metadata(strings, path)
+    spec = _data_spec(meta, path)
+    labels = _checked_labels(tensors.pop(_LABELS, None), spec, path)
+    param = _parameterization(meta, path)
+    _fill(param, spec, labels, tensors, path)
+    known = {"format", "config", "seed", "shape", "classes", "space", "hints", "storage"}
+    loaded = SyntheticSet(
+        param,
+        spec,
+        meta["config"],
+        meta.get("seed", 0),
+        _hints(meta.get("hints", {}), path),
+        {k: v for k, v in meta.items() if k not in known},
+    )
+    loaded.transform, loaded.target_transform = transform, target_transform
+    return loaded
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+
+def _data_spec(meta: Mapping[str, Any], path: Path) -> DataSpec:
+    try:
+        channels, height, width = meta["shape"]
+        classes = tuple(meta["classes"])
+        sizes = (channels, height, width)
+        if not all(type(n) is int and n > 0 for n in sizes) or channels * height * width > _MAX_IMAGE:
+            claimed = " x ".join(str(n)[:20] for n in sizes)
+            raise FormatError(f"'{path}' is damaged: it claims images of {claimed}")
+        if not classes or not isinstance(meta["classes"], list) or not all(isinstance(c, str) for c in classes):
+            raise FormatError(f"'{path}' is damaged: it names no classes")
+        space = ValueSpace.from_json(meta["space"])
+    except (KeyError, TypeError, ValueError):
+        raise FormatError(f"'{path}' is damaged: it does not say what its images are") from None
+    if len(space.mean) != channels:
+        raise FormatError(
+            f"'{path}' is damaged: {len(space.mean)} channels in its value space, {channels} in its images"
+        )
+    return DataSpec(channels, height, width, classes, space)
+
+
+def _checked_labels(labels: Tensor | None, spec: DataSpec, path: Path) -> Tensor:
+    if labels is None or labels.dtype != torch.long or labels.ndim != 1 or len(labels) == 0:
+        raise FormatError(f"'{path}' is damaged: it has no labels; expected an int64 class for each stored item")
+    if int(labels.min()) < 0 or int(labels.max()) >= spec.num_classes:
+        raise FormatError(f"'{path}' is damaged: a label lies outside its {spec.num_classes} classes")
+    return labels
+
+
+def _checked_views(param: Parameterization, spec: DataSpec, path: Path) -> None:
+    views = param.view_class
+    if len(views) == 0 or int(views.min()) < 0 or int(views.max()) >= spec.num_classes:
+        raise FormatError(f"'{path}' is damaged: an image lies outside its {spec.num_classes} classes")
+
+
+def _parameterization(meta: Mapping[str, Any], path: Path) -> Parameterization:
+    text = str(meta["config"].get("param", ""))
+    try:
+        made: Parameterization = create_stack(Kind.PARAM, text, "")[-1]
+    except Exception as error:  # a plugin's code: whatever it raises is why the set cannot be decoded
+        raise PluginError(_missing(meta, text, path, error)) from None
+    return made
+
+
+def _missing(meta: Mapping[str, Any], text: str, path: Path, error: Exception) -> str:
+    try:
+        absent = [s.name for s in parse(text) if s.name not in registry().names(Kind.PARAM)]
+    except SpecError:
+        absent = []
+    packages = meta.get("packages", {})
+    lines = [f"'{path}' is stored as '{text[:80]}', which cannot be decoded here"]
+    for name in absent:
+        package = str(packages.get(f"param:{name}"))
+        # The line is there to be pasted: nothing but a name and a version of a distribution gets into it.
+        package = package if _PACKAGE.match(package) else f"dcf-{name}"
+        lines.append(
+            f"  parameterization '{name}' is not installed: pip install {package.split(' ')[0]}"
+            f"     (made with {package})"
+        )
+    return "\n".join(lines if absent else [*lines, f"  reason: {error}"])
+
+
+def _fill(param: Parameterization, spec: DataSpec, labels: Tensor, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Give the parameterization its tensors; shapes are compared before anything of their size is allocated."""
+    try:
+        with torch.device("meta"):
+            param.allocate(spec, labels)
+        _set_item_class(param, labels)
+        _checked_views(param, spec, path)
+    except DcfError:
+        raise
+    except Exception as error:  # a plugin's code, given sizes that a file claims
+        raise FormatError(f"'{path}' is damaged: its sizes cannot be decoded ({_first_line(error)})") from None
+    expected = {k: _form(v) for k, v in param.state_dict().items()}
+    found = {k: _form(v) for k, v in tensors.items()}
+    if expected != found:
+        name = min(k for k, _ in set(expected.items()) ^ set(found.items()))
+        want, got = expected.get(name, "no such tensor"), found.get(name, "none")
+        raise FormatError(f"'{path}' is damaged: tensor '{name[:60]}': expected {want}, got {got}")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise FormatError(f"'{path}' holds NaN or infinite values in '{name}'; it cannot be used")
+    param.load_state_dict(dict(tensors), assign=True)
+
+
+def _hints(hints: Mapping[str, Any], path: Path) -> Hints:
+    lr, ordered, extra = hints.get("lr"), hints.get("ordered", False), hints.get("extra", {})
+    good_lr = lr is None or (isinstance(lr, (int, float)) and not isinstance(lr, bool) and 0 < lr < 1e6)
+    if not (good_lr and isinstance(ordered, bool) and isinstance(extra, dict)):
+        raise FormatError(f"'{path}' is damaged: its hints are not of the form they must have")
+    return Hints(lr, ordered, extra)
+
+
+def _form(tensor: Tensor) -> str:
+    shape = " x ".join(map(str, tensor.shape)) or "a number"
+    return f"{shape} ({str(tensor.dtype).removeprefix('torch.')})"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _set_item_class(param: Parameterization, labels: Tensor) -> None:
+    param.item_class = labels
+    if param.inner is not None:
+        _set_item_class(param.inner, labels)
