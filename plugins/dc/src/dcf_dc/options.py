@@ -1,0 +1,32 @@
+"""The options of `dc`; free of torch, so that a wrong one is reported at once."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+import dcf
+from dcf.types import Metric
+
+__all__ = ["DCConfig"]
+
+
+class DCConfig(dcf.Config):
+    """Options; the defaults are the paper's for ConvNet."""
+
+    metric: Metric = Field("ours", description="gradient distance: ours (row-wise cosine), mse or cos")
+    batch_real: int = Field(256, ge=1, description="real images a class and step")
+    match_steps: int | Literal["auto"] = Field(
+        "auto", description="matching steps a network; auto: the published table by images a class"
+    )
+    net_epochs: int | Literal["auto"] = Field(
+        "auto", description="training epochs between matching steps; auto: the published table"
+    )
+    lr_net: float = Field(0.01, gt=0, description="step size of the network's training")
+    batch_train: int = Field(256, ge=1, description="batch of the network's training")
+    bn: Literal["reference", "exact"] = Field(
+        "reference",
+        description="how batch norms take their statistics from real images: one momentum step as released, or exactly",
+    )
+    bn_images: int = Field(16, ge=1, description="real images a class for the statistics of batch norms")
