@@ -70,7 +70,7 @@ def keep_freed_pages() -> bool:
     if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL("libc.so.6", use_errno=True)
-    return bool(libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1))
+    return bool(libc.mallopt(_M_MMAP_THRESHOLD, (1 << 31) - 1)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1))
 
 
 def environment(device: torch.device) -> dict[str, str]:

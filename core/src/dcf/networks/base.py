@@ -44,8 +44,8 @@ class Network(nn.Module):
 class NetworkFactory:
     """Base of network components: options in, a freshly initialised `Network` for some data out."""
 
-    class Config(BaseConfig):
-        """No options."""
+    #: Class of the options.
+    Config: ClassVar[type[BaseConfig]] = BaseConfig
 
     #: Whether a run shall try the second derivative before it starts, since these networks may not have one.
     needs_preflight: ClassVar[bool] = False

@@ -5,23 +5,11 @@ Source: Gidaris and Komodakis, CVPR 2018, as used by Zhao et al., ICLR 2021, sec
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-from pydantic import Field, field_validator, model_validator
 from torch import nn
 
-from dcf.config import Config as BaseConfig
 from dcf.networks.base import NetworkFactory
-from dcf.networks.layers import (
-    GROUPS,
-    Activation,
-    LayerSequence,
-    Norm,
-    Pool,
-    Pooling,
-    activation_layer,
-    norm_layer,
-)
+from dcf.networks.layers import LayerSequence, Pool, activation_layer, norm_layer
+from dcf.networks.options import Activation, ConvNetConfig, Norm, Pooling
 from dcf.types import DataSpec
 
 __all__ = ["ConvNet", "ConvNetFactory", "auto_depth"]
@@ -76,34 +64,11 @@ class ConvNet(LayerSequence):
 class ConvNetFactory(NetworkFactory):
     """The `convnet` component."""
 
-    class Config(BaseConfig):
-        """Defaults: the ConvNet of the literature."""
-
-        width: int = Field(128, ge=1, description="channels of every block")
-        depth: Literal["auto"] | int = Field(
-            "auto", description="number of blocks, 1 or more; auto: 3 below 64 pixels, 4 below 128, 5 below 256, ..."
-        )
-        norm: Norm = Field("instance", description="normalisation; group has 4 groups")
-        activation: Activation = Field("relu", description="activation")
-        pooling: Pooling = Field("avg", description="pooling after each block")
-
-        @field_validator("depth", mode="before")
-        @classmethod
-        def _depth_is_auto_or_count(cls, value: Any) -> Any:
-            text = str(value)
-            if text != "auto" and not (text.isdecimal() and int(text) >= 1):
-                raise ValueError(f"expected 'auto' or an integer of at least 1, got '{text}'")
-            return text if text == "auto" else int(text)
-
-        @model_validator(mode="after")
-        def _width_has_whole_groups(self) -> ConvNetFactory.Config:
-            if self.norm == "group" and self.width % GROUPS:
-                raise ValueError(f"norm=group needs a width that is a multiple of {GROUPS}, got {self.width}")
-            return self
+    Config = ConvNetConfig
 
     def build(self, spec: DataSpec) -> ConvNet:
         """A network for images of `spec`."""
-        config: ConvNetFactory.Config = self.config
+        config: ConvNetConfig = self.config
         depth = auto_depth(spec.height, spec.width) if config.depth == "auto" else config.depth
         return ConvNet(
             spec.shape, spec.num_classes, config.width, depth, config.norm, config.activation, config.pooling

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,28 +11,19 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from dcf.networks.base import Network
+from dcf.networks.options import GROUPS, Activation, Norm
 
 __all__ = [
-    "Activation",
     "BatchNorm",
     "GroupNorm",
     "LayerNorm",
     "LayerSequence",
-    "Norm",
     "Pool",
-    "Pooling",
     "activation_layer",
     "dry_shape",
     "norm_layer",
     "standardize",
 ]
-
-Norm: TypeAlias = Literal["instance", "batch", "layer", "group", "none"]
-Activation: TypeAlias = Literal["relu", "sigmoid", "leakyrelu", "swish"]
-Pooling: TypeAlias = Literal["avg", "max", "none"]
-
-#: Groups of `norm="group"`, as published.
-GROUPS = 4
 
 
 class Pool(nn.Module):
@@ -50,12 +41,24 @@ class Pool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, H, W)` to `(N, C, max(1, H // 2), max(1, W // 2))`."""
+        if self.kind == "avg" and x.device.type == "cpu" and x.shape[-2] % 2 == x.shape[-1] % 2 == 0:
+            return _mean_of_four(x)
         window = (min(2, x.shape[-2]), min(2, x.shape[-1]))
         return F.avg_pool2d(x, window) if self.kind == "avg" else F.max_pool2d(x, window)
 
     def extra_repr(self) -> str:
         """The kind, for `repr`."""
         return self.kind
+
+
+def _mean_of_four(x: Tensor) -> Tensor:
+    """`(..., H, W)` with even sides to `(..., H / 2, W / 2)`: on a CPU some three times faster than the kernel."""
+    *lead, height, width = x.shape
+    # Unbinding, not indexing: its gradient is one copy instead of two sums with zeros.
+    top, bottom = x.reshape(*lead, height // 2, 2, width).unbind(-2)
+    left, right = (top + bottom).reshape(*lead, height // 2, width // 2, 2).unbind(-1)
+    mean: Tensor = (left + right) * 0.25
+    return mean
 
 
 class GroupNorm(nn.GroupNorm):

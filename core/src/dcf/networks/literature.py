@@ -6,14 +6,13 @@ Source: the cross-architecture tables of Zhao et al., ICLR 2021; layer sizes as 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
-from dcf.config import Config as BaseConfig
 from dcf.networks.base import Network, NetworkFactory
 from dcf.networks.layers import LayerSequence, Pool, dry_shape, norm_layer
+from dcf.networks.options import AlexNetConfig, Downsample, ResNet18Config, VGGConfig, VGGDepth
 from dcf.types import DataSpec
 
 __all__ = [
@@ -30,8 +29,6 @@ __all__ = [
 ]
 
 Shape: TypeAlias = tuple[int, int, int]
-VGGDepth: TypeAlias = Literal[11, 13, 16, 19]
-Downsample: TypeAlias = Literal["stride", "avgpool"]
 
 #: Convolutions of each of the five stages, and the channels of the stages.
 VGG_STAGES: Final[dict[int, tuple[int, ...]]] = {
@@ -247,29 +244,17 @@ class LeNetFactory(NetworkFactory):
 class AlexNetFactory(NetworkFactory):
     """The `alexnet` component."""
 
-    class Config(BaseConfig):
-        """Defaults: without normalisation."""
-
-        norm: Literal["none", "batch"] = Field("none", description="normalisation after each convolution")
+    Config = AlexNetConfig
 
     def build(self, spec: DataSpec) -> AlexNet:
         """A network for images of `spec`."""
         return AlexNet(spec.shape, spec.num_classes, self.config.norm)
 
 
-def _number(value: object) -> object:
-    """Text of a spec as a number where it is one; the check of the choices comes after."""
-    return int(value) if isinstance(value, str) and value.isdecimal() else value
-
-
 class VGGFactory(NetworkFactory):
     """The `vgg` component."""
 
-    class Config(BaseConfig):
-        """Defaults: VGG11 with instance norm."""
-
-        depth: Annotated[VGGDepth, BeforeValidator(_number)] = Field(11, description="depth of the original network")
-        norm: Literal["instance", "batch"] = Field("instance", description="normalisation after each convolution")
+    Config = VGGConfig
 
     def build(self, spec: DataSpec) -> VGG:
         """A network for images of `spec`."""
@@ -279,13 +264,7 @@ class VGGFactory(NetworkFactory):
 class ResNet18Factory(NetworkFactory):
     """The `resnet18` component."""
 
-    class Config(BaseConfig):
-        """Defaults: instance norm, stride-2 convolutions."""
-
-        norm: Literal["instance", "batch"] = Field("instance", description="normalisation after each convolution")
-        downsample: Downsample = Field(
-            "stride", description="how maps shrink: stride-2 convolutions, or 2x2 average pooling (the AP variant)"
-        )
+    Config = ResNet18Config
 
     def build(self, spec: DataSpec) -> ResNet18:
         """A network for images of `spec`."""

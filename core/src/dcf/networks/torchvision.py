@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torchvision.models
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision.models.convnext import LayerNorm2d
@@ -18,6 +17,7 @@ from dcf.config import Config as BaseConfig
 from dcf.errors import ConfigError, UsageError
 from dcf.networks.base import Network, NetworkFactory
 from dcf.networks.layers import BatchNorm, LayerNorm, dry_shape
+from dcf.networks.options import TorchvisionConfig
 from dcf.types import DataSpec
 
 __all__ = ["TorchvisionFactory", "TorchvisionNetwork"]
@@ -148,10 +148,7 @@ class TorchvisionFactory(NetworkFactory):
         ConfigError: When torchvision has no classification network of that name.
     """
 
-    class Config(BaseConfig):
-        """The name in `torchvision.models`."""
-
-        name: str = Field(description="name in torchvision.models, such as resnet18")
+    Config = TorchvisionConfig
 
     #: Not all of torchvision can be differentiated twice.
     needs_preflight: ClassVar[bool] = True
