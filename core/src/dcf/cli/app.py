@@ -1,0 +1,89 @@
+"""The application: its own commands, and those that plugins add."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated, Any
+
+import typer
+from typer.main import get_command
+
+from dcf import __version__
+from dcf.cli import check, condense, data, doctor, evaluate, info, plugins, recipes
+from dcf.cli.console import setup_logging
+from dcf.registry import Problem, Registry, registry
+
+__all__ = ["add_plugin_commands", "build"]
+
+log = logging.getLogger(__name__)
+
+
+def build(reg: Registry | None = None) -> typer.Typer:
+    """The whole application, with the commands of the plugins of `reg` (those installed, by default)."""
+    reg = reg or registry()
+    app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, callback=_start)
+    for module in (condense, evaluate, plugins, info, recipes, check, data, doctor):
+        module.add_to(app)
+    add_plugin_commands(app, reg)
+    return app
+
+
+def add_plugin_commands(app: typer.Typer, reg: Registry) -> None:
+    """Call each plugin's `dcf_commands` on its own; one that raises or collides becomes a problem of `reg`.
+
+    A plugin gets an application of its own, which is merged when it turned out usable: it cannot half-add commands,
+    change others' or break the parser.
+    """
+    for hook in reg.manager.hook.dcf_commands.get_hookimpls():
+        plugin = reg.plugins.get(hook.plugin_name)
+        if plugin is None:
+            continue
+        added = typer.Typer()
+        try:
+            hook.function(app=added)
+            _require_usable(added, app)
+        except (Exception, SystemExit) as error:
+            text = " ".join(str(error).split())
+            reason = f"its hook dcf_commands failed: {type(error).__name__}: {text}"
+            reg.problems.append(Problem(plugin.name, plugin.distribution, plugin.version, reason))
+            continue
+        app.registered_commands.extend(added.registered_commands)
+        app.registered_groups.extend(added.registered_groups)
+
+
+def _require_usable(added: typer.Typer, app: typer.Typer) -> None:
+    if not added.registered_commands and not added.registered_groups:
+        return
+    taken = _names(app) & _names(added)
+    if taken:
+        raise ValueError(f"the command '{min(taken)}' exists already")
+    # Wrong annotations only show when the parser is made; a lone command needs a callback to be a group.
+    probe = typer.Typer(callback=lambda: None)
+    probe.registered_commands, probe.registered_groups = added.registered_commands, added.registered_groups
+    get_command(probe)
+
+
+def _names(app: typer.Typer) -> set[str]:
+    entries: list[Any] = [*app.registered_commands]
+    names = {e.name or e.callback.__name__.replace("_", "-") for e in entries}
+    return names | {g.name or g.typer_instance.info.name or "" for g in app.registered_groups if g.typer_instance}
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"dcf {__version__}")
+        raise typer.Exit
+
+
+def _start(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", metavar="", help="show details of every step")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="show warnings and errors only")] = False,
+    debug: Annotated[bool, typer.Option("--debug", metavar="", help="show tracebacks, as DCF_DEBUG=1 does")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", metavar="", help="show the version", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Condense a large image dataset into a tiny one that trains a network almost as well."""
+    setup_logging(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    for problem in registry().problems:
+        log.warning("%s", problem)

@@ -1,0 +1,122 @@
+"""`dcf evaluate`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from pydantic import Field
+
+from dcf.build import check
+from dcf.cli import options as common
+from dcf.cli.console import print_json
+from dcf.components import Kind
+from dcf.config import Config, validate_mapping
+from dcf.errors import ConfigError, UsageError
+from dcf.metadata import read_metadata
+
+__all__ = ["add_to", "evaluate"]
+
+log = logging.getLogger(__name__)
+
+
+class Settings(Config):
+    """What `dcf evaluate` takes beside components."""
+
+    networks: int | None = Field(None, ge=1, description="networks a set")
+    epochs: int | None = Field(None, ge=1, description="epochs instead of the protocol's")
+    seed: int | None = Field(None, ge=0, le=2**63 - 1, description="seed of the evaluation")
+    precision: Literal["default", "strict"] = Field("default", description="strict: fp32 everywhere")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command()(evaluate)
+
+
+def evaluate(
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="condensed sets (or their run directories) of one method"),
+    ],
+    evaluator: Annotated[
+        str, typer.Option("--evaluator", metavar="SPEC", help="what is asked, such as train or cross-arch")
+    ] = "train",
+    data: common.Data = None,
+    network: common.Network = None,
+    protocol: common.ProtocolName = None,
+    nets: common.Networks = None,
+    epochs: common.Epochs = None,
+    baselines: common.Baselines = None,
+    seed: common.Seed = None,
+    device: common.Device = None,
+    precision: common.Precision = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="also write the whole report as JSON")
+    ] = None,
+    json: common.AsJson = False,
+) -> None:
+    """Train networks on condensed sets and test them on real images; a file says itself how."""
+    rows = common.baseline_rows(baselines)
+    common.require_device_name(device)
+    settings = _settings({"networks": nets, "epochs": epochs, "seed": seed, "precision": precision})
+    for kind, text in ((Kind.EVALUATOR, evaluator), (Kind.DATASET, data), (Kind.NETWORK, network)):
+        if text is not None:
+            check(kind, text)
+    paths = [common.set_file(f) for f in files]
+    headers = [read_metadata(path) for path in paths]
+    overrides = _overrides(headers[0], protocol, settings.epochs)
+    common.check_protocol(protocol or str(headers[0]["config"].get("protocol", "dcf-std@1")), overrides)
+    _evaluate(
+        paths,
+        out,
+        json,
+        evaluator=evaluator,
+        data=data,
+        network=network,
+        protocol=protocol,
+        networks=settings.networks,
+        overrides=overrides,
+        baselines=("random",) if rows in (None, "auto") else rows,
+        seed=settings.seed,
+        device=device or "auto",
+        precision=settings.precision,
+    )
+
+
+def _settings(values: dict[str, Any]) -> Settings:
+    try:
+        return validate_mapping(Settings, {k: v for k, v in values.items() if v is not None}, "run")
+    except ConfigError as error:
+        raise common.in_flags(UsageError(error.message)) from None
+
+
+def _overrides(header: dict[str, Any], protocol: str | None, epochs: int | None) -> dict[str, Any]:
+    """Changes of the protocol: those recorded in the file, unless another protocol is named, then ours."""
+    run = header.get("run")
+    recorded = run.get("protocol_set") if isinstance(run, dict) and protocol is None else None
+    changes = dict(recorded) if isinstance(recorded, dict) else {}
+    return changes if epochs is None else {**changes, "epochs": epochs}
+
+
+def _evaluate(paths: list[Path], out: Path | None, as_json: bool, **how: Any) -> None:
+    from dcf.cli.progress import RunProgress
+    from dcf.cli.results import show_report
+    from dcf.files import atomic_write
+    from dcf.run import evaluate as run_evaluation
+    from dcf.runtime import keep_freed_pages
+    from dcf.synthetic import load
+
+    keep_freed_pages()
+    sets = [load(path) for path in paths]
+    with RunProgress() as progress:
+        report = run_evaluation(sets, listener=progress, **how)
+    if out is not None:
+        atomic_write(out, report.text() + "\n")
+        log.info("report written to %s", out)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        show_report(report, sets[0].spec.num_classes)

@@ -1,0 +1,102 @@
+"""Results on stdout: tables for people, one JSON object for machines."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+import typer
+from rich.table import Table
+
+from dcf.cli.console import clean, print_json, stdout
+
+if TYPE_CHECKING:
+    from dcf.evaluation.report import Report, Row
+    from dcf.run import Outcome
+
+__all__ = ["outcome_json", "report_table", "show_outcome", "show_report"]
+
+log = logging.getLogger(__name__)
+
+_ROWS: Final = {"sets": "condensed set", "random": "random images", "whole": "whole training set"}
+#: Metrics that are fractions in [0, 1], shown in percent.
+_FRACTIONS: Final = frozenset({"accuracy"})
+
+
+def show_outcome(outcome: Outcome, as_json: bool) -> None:
+    """The result of a run: accuracies, then the paths of what was written."""
+    if outcome.interrupted:
+        log.warning(_interrupted_text(outcome))
+    if as_json:
+        print_json(outcome_json(outcome))
+        return
+    if outcome.report is not None:
+        show_report(outcome.report, outcome.synthetic.spec.num_classes)
+    if outcome.directory is not None and not outcome.interrupted:
+        typer.echo(str(outcome.directory.preview))
+        typer.echo(str(outcome.directory.result))
+
+
+def outcome_json(outcome: Outcome) -> dict[str, Any]:
+    """The result of a run for machines."""
+    directory = outcome.directory
+    written = directory if directory is not None and not outcome.interrupted else None
+    return {
+        "run": str(directory.path) if directory else None,
+        "interrupted": outcome.interrupted,
+        "iterations_done": outcome.done,
+        "synthetic": str(written.result) if written else None,
+        "preview": str(written.preview) if written else None,
+        "config": outcome.config.model_dump(mode="json"),
+        "storage": outcome.synthetic.param.storage().to_json(),
+        "report": outcome.report.to_json() if outcome.report else None,
+    }
+
+
+def show_report(report: Report, classes: int) -> None:
+    """Accuracies as a table on stdout, warnings on stderr."""
+    stdout().print(report_table(report, classes))
+    for warning in report.warnings:
+        log.warning("%s", clean(warning, 500))
+
+
+def report_table(report: Report, classes: int) -> Table:
+    """One line for each row of a report.
+
+    Args:
+        report: What was measured.
+        classes: Number of classes, for images a class.
+    """
+    rows = [*report.rows, *report.baselines]
+    several = len({row.network for row in rows}) > 1
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("trained on")
+    if several:
+        table.add_column("network")
+    for header in ("result", "n", "protocol", "stored bytes", "images a class"):
+        table.add_column(header, justify="right" if header != "protocol" else "left", no_wrap=header == "result")
+    for row in rows:
+        cells = [_ROWS.get(row.name, clean(row.name)), *([clean(row.network)] if several else [])]
+        table.add_row(
+            *cells, _value(row), f"{row.stat.n_sets} x {row.stat.n_nets}", clean(row.protocol), *_size(row, classes)
+        )
+    return table
+
+
+def _value(row: Row) -> str:
+    stat = row.stat
+    percent = stat.metric in _FRACTIONS
+    mean = f"{100 * stat.mean:.1f}" if percent else f"{clean(stat.metric)} {stat.mean:.4g}"
+    if stat.n_sets * stat.n_nets > 1:  # a single value has no spread, not one of 0
+        mean += f" ± {100 * stat.pooled:.1f}" if percent else f" ± {stat.pooled:.2g}"
+    return f"{mean} %" if percent else mean
+
+
+def _size(row: Row, classes: int) -> tuple[str, str]:
+    each = row.images / max(1, classes)
+    return (f"{row.bytes:,}" if row.bytes is not None else "-", f"{each:.0f}" if each == round(each) else f"{each:.1f}")
+
+
+def _interrupted_text(outcome: Outcome) -> str:
+    text = f"stopped after iteration {outcome.done} of {outcome.config.iterations}"
+    return f"{text}; go on with: dcf resume {outcome.directory.path}" if outcome.directory else text

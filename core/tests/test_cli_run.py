@@ -1,0 +1,224 @@
+"""`dcf condense`, `resume`, `evaluate` and their output, on tiny runs."""
+
+import json
+import logging
+import tomllib
+from types import SimpleNamespace
+
+import pytest
+
+from dcf.cli import main
+from dcf.cli import progress as progress_module
+from dcf.cli.progress import RunProgress, _clock
+from dcf.cli.results import outcome_json, report_table, show_outcome
+from dcf.evaluation.report import Report, Row, Run
+from dcf.evaluation.statistics import summarize
+from dcf.runconfig import RunConfig
+
+TINY = ["--matcher", "none", "--iterations", "2", "--ipc", "1", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def _restored_logging():
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    root.level, root.handlers = level, handlers
+    logging.captureWarnings(False)
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+def test_dry_run_prints_a_config_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["condense", *TINY, "--dry-run", "--set", "protocol.epochs=7"]) == 0
+    shown = capsys.readouterr().out
+    config = RunConfig.model_validate(tomllib.loads(shown))
+    assert (config.matcher, config.iterations, config.ipc) == ("none", 2, 1)
+    assert config.protocol_set == {"epochs": "7"}
+    for line in (
+        "# items a class = 1",
+        "# bytes = 2560",
+        "# floats = 640",
+        "# utilisation = 100.0%",
+        "# iterations = 2",
+    ):
+        assert line in shown.splitlines()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_for_machines(capsys):
+    assert main(["condense", "--matcher", "none", "--budget", "floats=1500", "--dry-run", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["plan"]["items_a_class"] == 2
+    assert told["plan"]["utilisation"] == "85.3%"
+    assert told["config"]["budget"] == "floats=1500"
+
+
+def test_condense_prints_what_it_wrote_the_set_last(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["condense", *TINY, "--no-eval", "--out", str(out)]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == [str(out / "preview.png"), str(out / "synthetic.safetensors")]
+    assert (out / "synthetic.safetensors").exists()
+    assert "loading digits" in shown.err
+    assert main(["condense", *TINY, "--no-eval", "--out", str(out)]) == 1
+    assert "--force" in capsys.readouterr().err
+    assert main(["-q", "condense", *TINY, "--no-eval", "--out", str(out), "--force", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["synthetic"] == str(out / "synthetic.safetensors")
+    assert shown.err == ""
+
+
+def test_run_directory_has_a_default(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["condense", *TINY, "--no-eval"]) == 0
+    written = capsys.readouterr().out.splitlines()[-1]
+    assert written.startswith("runs/digits")
+    assert (tmp_path / written).exists()
+
+
+def test_resume_evaluate_info_and_preview_take_a_run_directory(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["-q", "condense", *TINY, "--no-eval", "--out", str(out)]) == 0
+    assert main(["-q", "resume", str(out)]) == 0
+    capsys.readouterr()
+    assert main(["preview", str(out), "--out", str(tmp_path / "look.png")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'look.png'}\n"
+    assert (tmp_path / "look.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["info", str(out)]) == 0
+    assert "1 x 8 x 8" in capsys.readouterr().out
+
+
+def test_evaluate_reports_a_table_json_and_a_file(tmp_path, capsys):
+    out, report = tmp_path / "run", tmp_path / "report.json"
+    assert main(["-q", "condense", *TINY, "--no-eval", "--out", str(out)]) == 0
+    capsys.readouterr()
+    quick = ["--nets", "1", "--epochs", "1", "--baselines", "none", "--network", "mlp"]
+    assert main(["-q", "evaluate", str(out), *quick, "--out", str(report), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["rows"][0]["name"] == "sets"
+    assert "epochs=1" in told["protocol"]
+    assert json.loads(report.read_text())["rows"] == told["rows"]
+
+
+# --- what is shown ---------------------------------------------------------------------------------------------------
+
+
+def row(name, *values, metric="accuracy", network="convnet", nbytes=2560, images=10):
+    runs = tuple(
+        Run(set=0, net=i, seed=i, value=v, last=v, steps=1, images_seen=1, metric=metric) for i, v in enumerate(values)
+    )
+    stat = summarize([list(values)], metric)
+    return Row(
+        name=name, network=network, protocol="p@1", augment="none", images=images, bytes=nbytes, runs=runs, stat=stat
+    )
+
+
+def report(*rows, baselines=()):
+    return Report(
+        evaluator="train", protocol="p@1", protocol_hash="0", settings={}, seed=0, data={}, method={}, sets=(),
+        rows=rows, summary=rows[0].stat, baselines=baselines,
+    )  # fmt: skip
+
+
+def cells(table):
+    return [[str(c) for c in column.cells] for column in table.columns]
+
+
+def test_table_shows_sets_beside_their_baselines():
+    table = report_table(
+        report(row("sets", 0.7, 0.72), baselines=(row("random", 0.5), row("whole", 0.9, nbytes=None, images=1437))), 10
+    )
+    names, results, counts, protocols, stored, each = cells(table)
+    assert names == ["condensed set", "random images", "whole training set"]
+    assert results == ["71.0 ± 1.0 %", "50.0 %", "90.0 %"]  # one value has no spread
+    assert counts == ["1 x 2", "1 x 1", "1 x 1"]
+    assert protocols == ["p@1"] * 3
+    assert stored == ["2,560", "2,560", "-"]
+    assert each == ["1", "1", "143.7"]
+
+
+def test_table_names_networks_and_metrics_where_they_differ():
+    table = report_table(report(row("sets", 0.7), row("sets", 2.5, 3.5, metric="loss", network="mlp")), 10)
+    assert cells(table)[1] == ["convnet", "mlp"]
+    assert cells(table)[2] == ["70.0 %", "loss 3 ± 0.5"]
+
+
+def outcome(tmp_path, interrupted):
+    from dcf.rundir import RunDir
+
+    storage = SimpleNamespace(to_json=lambda: {"bytes": 2560})
+    synthetic = SimpleNamespace(spec=SimpleNamespace(num_classes=10), param=SimpleNamespace(storage=lambda: storage))
+    return SimpleNamespace(
+        config=RunConfig(matcher="none", iterations=9), directory=RunDir(tmp_path / "run"), synthetic=synthetic,
+        report=None if interrupted else report(row("sets", 0.7)), done=4 if interrupted else 9, interrupted=interrupted,
+    )  # fmt: skip
+
+
+def test_interrupted_run_says_how_to_go_on(tmp_path, capsys, caplog, monkeypatch):
+    monkeypatch.setattr("dcf.run.prepare", lambda request, listener: SimpleNamespace(config=RunConfig()))
+    monkeypatch.setattr("dcf.run.start", lambda *args: outcome(tmp_path, True))
+    assert main(["condense", *TINY]) == 130
+    shown = capsys.readouterr()
+    assert f"stopped after iteration 4 of 9; go on with: dcf resume {tmp_path / 'run'}" in shown.err
+    assert shown.out == ""
+    assert outcome_json(outcome(tmp_path, True))["synthetic"] is None
+
+
+def test_finished_run_shows_table_then_paths(tmp_path, capsys):
+    show_outcome(outcome(tmp_path, False), as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert "70.0 %" in lines[1]
+    assert lines[-1] == str(tmp_path / "run" / "synthetic.safetensors")
+    assert outcome_json(outcome(tmp_path, False))["report"]["summary"]["mean"] == 0.7
+
+
+# --- progress --------------------------------------------------------------------------------------------------------
+
+
+def state(it, seconds, iterations=100):
+    return SimpleNamespace(it=it, iterations=iterations, loss=1.5, log={}, seconds=seconds)
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(caplog, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    caplog.set_level(logging.INFO, "dcf.cli.progress")
+    with RunProgress(live=False) as shown:
+        for it in range(51, 101):  # resumed at 50: speed counts this process's iterations only
+            now[0] = it - 50.0
+            shown.step(state(it, it - 50.0))
+    lines = [r.message for r in caplog.records]
+    assert len(lines) == 2
+    assert lines[0].startswith("condensing: 80 of 100, loss 1.5, 1 it/s, ")
+    assert lines[0].endswith("00:20 left")
+    assert lines[1].startswith("condensing: 100 of 100")
+    assert "left" not in lines[1]
+
+
+def test_progress_tells_stages_and_evaluations(caplog):
+    caplog.set_level(logging.INFO, "dcf.cli.progress")
+    with RunProgress(live=False) as shown:
+        shown.stage("evaluating")
+        shown.evaluated("random", 1, 2, 0.5)
+        shown.evaluated("random", 2, 2, 0.525)
+    assert [r.message for r in caplog.records] == ["evaluating", "evaluating random: 2 of 2, accuracy 52.5 %"]
+
+
+def test_live_progress_draws_a_bar_and_cleans_up(monkeypatch):
+    with RunProgress(live=True) as shown:
+        shown.step(state(1, 0.5))
+        assert shown._bar.tasks[0].completed == 1
+        assert shown._bar.tasks[0].fields["facts"].startswith("loss 1.5, 2 it/s")
+        shown.step(state(100, 50.0))
+        assert shown._bar.tasks == []
+        shown.evaluated("random", 1, 3, 0.5)
+        assert shown._bar.tasks[0].total == 3
+    assert shown._bar is None
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "00:00"), (61, "01:01"), (3725.4, "1:02:05")])
+def test_times_read_like_a_clock(seconds, text):
+    assert _clock(seconds) == text
