@@ -1,0 +1,18 @@
+"""The matcher, protocol and recipe keep the promises of their interfaces."""
+
+import dcf.testing
+
+
+@dcf.testing.parametrize("dc:match_steps=3,net_epochs=2", kind="matcher")
+def test_matcher_conforms(check):
+    check()
+
+
+@dcf.testing.parametrize("vico-dc@1", kind="protocol")
+def test_protocol_conforms(check):
+    check()
+
+
+@dcf.testing.parametrize("dc", kind="recipe")
+def test_recipe_conforms(check):
+    check()
