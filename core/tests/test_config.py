@@ -50,7 +50,7 @@ def test_text_is_converted(text, changed):
 OPTIONS = (
     "options: r (int >= 1, required), init ('svd' | 'normal', default svd), scale (float | 'auto', default auto), "
     "ops (list of str, default [a,b]), share (bool, default false), opt (Inner, default lr=0.1), "
-    "drop (float >= 0 < 1, default 0.0)"
+    "drop (float >= 0 and < 1, default 0.0)"
 )
 
 
@@ -68,7 +68,7 @@ OPTIONS = (
         ("lowrank:r=[1]", "lowrank: option 'r' expects int >= 1, got '[1]'", "[1]"),
         ("lowrank:r=4,init=zeros", "lowrank: option 'init' expects 'svd' | 'normal', got 'zeros'", "zeros"),
         ("lowrank:r=4,share=maybe", "lowrank: option 'share' expects bool, got 'maybe'", "maybe"),
-        ("lowrank:r=4,drop=1", "lowrank: option 'drop' expects float >= 0 < 1, got '1'", "1"),
+        ("lowrank:r=4,drop=1", "lowrank: option 'drop' expects float >= 0 and < 1, got '1'", "1"),
         ("lowrank:r=4,scale=big", "lowrank: option 'scale' expects float | 'auto', got 'big'", "big"),
         ("lowrank:r=4,ops=crop", "lowrank: option 'ops' expects list of str, got 'crop'", "crop"),
     ],

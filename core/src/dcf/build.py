@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from dcf.components import Kind
 from dcf.config import Config, validate
-from dcf.errors import SpecError
+from dcf.errors import SpecError, UsageError
 from dcf.registry import Registry, registry
 from dcf.spec import Spec, Stack, parse, parse_one
 
 __all__ = ["check", "create", "create_stack", "describe_config", "spec_text"]
+
+#: What an object must be to stand in for a spec.
+_BASES: Final[Mapping[Kind, tuple[str, ...]]] = {
+    Kind.MATCHER: ("dcf.matcher:Matcher",),
+    Kind.PARAM: ("dcf.parameterization:Parameterization",),
+    Kind.AUGMENTER: ("dcf.augmenter:Augmenter",),
+    Kind.EVALUATOR: ("dcf.evaluator:Evaluator",),
+    Kind.DATASET: ("dcf.data.real:RealData", "dcf.data.base:DatasetProvider"),
+    Kind.NETWORK: ("dcf.networks.base:NetworkFactory",),
+    Kind.SELECTOR: ("dcf.selector:Selector",),
+}
 
 
 def check(kind: Kind | str, text: str, flag: str | None = None, reg: Registry | None = None) -> Stack:
@@ -54,7 +66,7 @@ def create(
     kind = Kind(kind)
     flag = kind.flag if flag is None else flag
     if not isinstance(what, (str, Spec)):
-        return what
+        return _checked_object(kind, what)
     spec = parse_one(what, flag) if isinstance(what, str) else what
     component = registry().find(kind, spec, flag).component
     cls = component.load()
@@ -71,7 +83,7 @@ def create_stack(
     kind = Kind(kind)
     flag = kind.flag if flag is None else flag
     if not isinstance(what, (str, Stack)):
-        return [what]
+        return [_checked_object(kind, what)]
     stack = parse(what, flag) if isinstance(what, str) else what
     made: list[Any] = []
     for position, spec in enumerate(stack):
@@ -90,6 +102,20 @@ def create_stack(
         last = position == len(stack) - 1
         made.append(create(kind, spec, flag, overrides if last else None, **extra))
     return made
+
+
+def _checked_object(kind: Kind, what: Any) -> Any:
+    """An object that was given in place of a spec, if it is of the kind."""
+    bases = [_attribute(target) for target in _BASES.get(kind, ())]
+    if bases and not isinstance(what, tuple(bases)):
+        names = " or ".join(f"{base.__module__}.{base.__name__}" for base in bases)
+        raise UsageError(f"{kind.noun}: expected a spec such as 'name:option=value', or a {names}, got {what!r}"[:300])
+    return what
+
+
+def _attribute(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def spec_text(kind: Kind | str, what: Any) -> str:

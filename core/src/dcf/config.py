@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -25,7 +25,9 @@ class Config(BaseModel):
     number of classes) is not an option: it arrives as an argument.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=False, allow_inf_nan=False
+    )
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -141,7 +143,7 @@ def _type_text(info: FieldInfo) -> str:
         for kind, sign in bounds.items():
             if isinstance(meta, kind):
                 limits.append(f"{sign} {getattr(meta, kind.__name__.lower())}")
-    return " ".join([_annotation_text(info.annotation), *limits])
+    return " ".join([_annotation_text(info.annotation), " and ".join(limits)]).rstrip()
 
 
 def _annotation_text(annotation: Any) -> str:
@@ -151,7 +153,7 @@ def _annotation_text(annotation: Any) -> str:
     if origin is Literal:
         return " | ".join(repr(a) for a in get_args(annotation))
     if origin in (Union, UnionType):
-        return " | ".join(_annotation_text(a) for a in get_args(annotation))
+        return " | ".join(_annotation_text(a) for a in get_args(annotation) if a is not NoneType)
     if origin in (list, tuple):
         inner = [a for a in get_args(annotation) if a is not Ellipsis]
         return f"list of {_annotation_text(inner[0])}" if inner else "list"

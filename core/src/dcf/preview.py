@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dcf.files import atomic_write
 from dcf.space import ValueSpace
@@ -18,6 +19,8 @@ __all__ = ["class_grid", "displayable", "save_preview"]
 _COLUMNS, _ROWS, _SIDE = 10, 40, 32
 #: Side of a tile at most, in pixels.
 _LARGEST = 256
+#: Width in pixels and value of the lines between tiles.
+_LINE, _GREY = 2, 128
 
 
 def displayable(images: Tensor, space: ValueSpace) -> Tensor:
@@ -38,11 +41,9 @@ def displayable(images: Tensor, space: ValueSpace) -> Tensor:
 
 def class_grid(synthetic: SyntheticSet) -> Tensor:
     """`(1 or 3, H, W)` uint8: one class a row, small images enlarged by whole factors."""
-    from torchvision.utils import make_grid
-
     view_class = synthetic.param.view_class
-    rows = [torch.nonzero(view_class == c).flatten()[:_COLUMNS] for c in range(synthetic.spec.num_classes)]
-    rows = [r for r in rows if len(r)][:_ROWS]
+    present = torch.unique(view_class)[:_ROWS]
+    rows = [torch.nonzero(view_class == c).flatten()[:_COLUMNS] for c in present]
     columns = max(len(r) for r in rows)
     shape = synthetic.spec.shape
     tiles = []
@@ -53,8 +54,15 @@ def class_grid(synthetic: SyntheticSet) -> Tensor:
         tiles.append(torch.cat([images, blank]))
     factor = max(1, _SIDE // max(shape[1:]))
     big = torch.cat(tiles).repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-    grid: Tensor = make_grid(big, nrow=columns, padding=2, pad_value=128)
-    return grid
+    return _assembled(big, columns)
+
+
+def _assembled(tiles: Tensor, columns: int) -> Tensor:
+    """`(C, H, W)` of `(rows * columns, C, h, w)` tiles, with grey lines between and around them."""
+    framed = F.pad(tiles, (_LINE, 0, _LINE, 0), value=_GREY)
+    rows = framed.reshape(-1, columns, *framed.shape[1:]).permute(2, 0, 3, 1, 4)
+    grid = rows.flatten(3, 4).flatten(1, 2)
+    return F.pad(grid, (0, _LINE, 0, _LINE), value=_GREY)
 
 
 def _tile(synthetic: SyntheticSet, index: Tensor) -> Tensor:

@@ -18,11 +18,13 @@ from dcf.evaluation.runner import affordable_baselines, evaluate_sets
 from dcf.files import atomic_write
 from dcf.matcher import Matcher
 from dcf.preview import save_preview
+from dcf.registry import registry
 from dcf.resolve import Request, complete, resolve
 from dcf.runconfig import SPEC_ROLES, RunConfig
 from dcf.rundir import RunDir, default_directory
 from dcf.runtime import precision_of, select_device
 from dcf.session import Session, interruptible
+from dcf.spec import Option, Spec, parse_one
 from dcf.synthetic import SyntheticSet, load
 
 if TYPE_CHECKING:
@@ -303,12 +305,20 @@ def _data_of(synthetic: SyntheticSet, given: Any) -> RealData:
             f"  give it yourself if you trust it: --data {text}"
         )
     try:
-        return _load_data(text)
+        return _load_data(_without_download(text))
     except DataError as error:
         raise DataError(
             f"the data of this set are not here: {error}\n"
             f"  say where they are: --data {text.partition(':')[0]}:root=DIR"
         ) from None
+
+
+def _without_download(text: str) -> str:
+    """The spec with downloads off: a file must not make this machine fetch or write anything."""
+    spec = parse_one(text, "--data")
+    known = registry().find(Kind.DATASET, spec).component.load_config().model_fields
+    kept = tuple(o for o in spec.options if o.key != "download")
+    return str(Spec(spec.name, (*kept, Option("download", "false")))) if "download" in known else text
 
 
 def _check_matches(synthetic: SyntheticSet, real: RealData) -> None:

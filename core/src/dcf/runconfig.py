@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -116,8 +115,8 @@ def apply_overrides(values: dict[str, Any], overrides: Mapping[str, str]) -> dic
             values[role] = str(_with_option(stack, rest, value, f"--set {key}"))
         elif role == "protocol" and rest:
             values["protocol_set"] = {**values.get("protocol_set", {}), rest: value}
-        elif not rest and role in RunConfig.model_fields:
-            values[role] = value
+        elif key in RunConfig.model_fields:
+            values[key] = value
         else:
             roles = ", ".join(f"{r}.OPTION" for r in (*SPEC_ROLES, "protocol"))
             raise UsageError(
@@ -173,8 +172,6 @@ def _toml(value: Any) -> str:
         return f"{{ {', '.join(_toml_pairs(value))} }}" if value else "{}"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
     # JSON's text is TOML's but for one character that TOML wants escaped.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 

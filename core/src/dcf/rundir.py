@@ -50,6 +50,20 @@ class RunDir:
         Raises:
             RunError: When a run is here already and `force` is not set, or nothing can be written here.
         """
+        self.require_free(force)
+        for old in (self.metrics_file, self.result, self.preview, self.report):
+            self._remove(old)
+        for old in self.checkpoints.glob("*.safetensors") if self.checkpoints.is_dir() else ():
+            self._remove(old)
+        atomic_write(self.config_file, to_toml(config))
+        self._make(self.checkpoints)
+
+    def require_free(self, force: bool = False) -> None:
+        """Make sure that a new run may start here.
+
+        Raises:
+            RunError: When a run is here already and `force` is not set.
+        """
         if self.config_file.exists() and not force:
             state = (
                 "a finished run"
@@ -57,12 +71,6 @@ class RunDir:
                 else f"an unfinished run; continue it with: dcf resume {self.path}"
             )
             raise RunError(f"'{self.path}' holds {state}     (another place: --out DIR; start over: --force)")
-        for old in (self.metrics_file, self.result, self.preview, self.report):
-            self._remove(old)
-        for old in self.checkpoints.glob("*.safetensors") if self.checkpoints.is_dir() else ():
-            self._remove(old)
-        atomic_write(self.config_file, to_toml(config))
-        self._make(self.checkpoints)
 
     def config(self) -> RunConfig:
         """The run's configuration.
@@ -160,7 +168,9 @@ class RunDir:
         return None
 
     def _checkpoints(self) -> list[Path]:
-        return sorted(p for p in self.checkpoints.glob("*.safetensors") if p.stem.isdecimal())
+        return sorted(
+            (p for p in self.checkpoints.glob("*.safetensors") if p.stem.isdecimal()), key=lambda p: int(p.stem)
+        )
 
     def _remove(self, path: Path) -> None:
         try:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from dcf.build import create_stack
 from dcf.components import Kind
 from dcf.errors import DcfError, FormatError, PluginError, SpecError
-from dcf.files import read_tensors, write_tensors
+from dcf.files import DIGEST, read_header, read_tensors, write_tensors
 from dcf.metadata import FORMAT, decode_metadata, read_metadata
 from dcf.parameterization import Parameterization
 from dcf.registry import registry
@@ -153,6 +153,8 @@ def load(
     """
     path = Path(path)
     read_metadata(path)  # a file that is no set, or of a newer format, says so before its tensors are read
+    if DIGEST not in read_header(path).metadata:
+        raise FormatError(f"'{path}' has no digest: another program changed it, and nothing vouches for its contents")
     tensors, strings = read_tensors(path)
     meta = decode_metadata(strings, path)
     spec = _data_spec(meta, path)
@@ -227,7 +229,7 @@ def _missing(meta: Mapping[str, Any], text: str, path: Path, error: Exception) -
     packages = meta.get("packages", {})
     lines = [f"'{path}' is stored as '{text[:80]}', which cannot be decoded here"]
     for name in absent:
-        package = str(packages.get(f"param:{name}"))
+        package = str(packages.get(f"param:{name}", ""))
         # The line is there to be pasted: nothing but a name and a version of a distribution gets into it.
         package = package if _PACKAGE.match(package) else f"dcf-{name}"
         lines.append(
