@@ -15,11 +15,32 @@ import pytest
 pytestmark = pytest.mark.slow
 
 #: Trains networks between matching steps and draws augmentations, so that every random stream takes part.
-RUN = (
-    "--data digits --matcher dc:batch_real=16,net_epochs=1,match_steps=3 --augment dsa --ipc 2 --iterations 120 "
-    "--network convnet:width=8,depth=2 --seed 3 --nets 1 --epochs 3 --baselines random "
-    "--set protocol.steps_min=0 --set checkpoint_every=3"
-).split()
+RUN = [
+    "--data",
+    "digits",
+    "--matcher",
+    "dc:batch_real=16,net_epochs=1,match_steps=3",
+    "--augment",
+    "dsa",
+    "--ipc",
+    "2",
+    "--iterations",
+    "120",
+    "--network",
+    "convnet:width=8,depth=2",
+    "--seed",
+    "3",
+    "--nets",
+    "1",
+    "--epochs",
+    "3",
+    "--baselines",
+    "random",
+    "--set",
+    "protocol.steps_min=0",
+    "--set",
+    "checkpoint_every=3",
+]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "2"}
 
 

@@ -115,18 +115,28 @@ def test_common_options_may_stand_anywhere(argv, capsys):
     assert "pixels" in capsys.readouterr().out
 
 
-def test_verbosity_chooses_what_is_logged(capsys):
-    def logged(*argv):
-        main([*argv, "--version"]), main([*argv, "list-plugins"])
+def test_verbosity_chooses_what_is_logged(capsys, monkeypatch):
+    def speak(*_):
         for name in ("dcf.x", "dcf_plugin.y", "elsewhere"):
             for level in (logging.DEBUG, logging.INFO, logging.WARNING):
                 logging.getLogger(name).log(level, "%s %s", name, logging.getLevelName(level))
-        return capsys.readouterr().err.splitlines()
+
+    def logged(*argv):
+        monkeypatch.setattr(plugins, "_named", speak)
+        main([*argv, "describe", "x"])
+        return [line for line in capsys.readouterr().err.splitlines() if line.split()[-1].isupper()]
 
     warnings = ["warning: dcf.x WARNING", "warning: dcf_plugin.y WARNING", "warning: elsewhere WARNING"]
     assert logged("-q") == warnings
     assert logged() == ["dcf.x INFO", warnings[0], "dcf_plugin.y INFO", *warnings[1:]]
     assert len(logged("-v")) == 7  # the two loggers of ours at three levels, warnings of others
+
+
+def test_logging_is_left_as_it_was():
+    root = logging.getLogger()
+    before = list(root.handlers), root.level
+    main(["-v", "list-plugins"])
+    assert (list(root.handlers), root.level) == before
 
 
 # --- options ---------------------------------------------------------------------------------------------------------

@@ -284,7 +284,7 @@ def test_lenet_pads_small_images_to_32():
         ("convnet:depth=0", "convnet.depth: expected 'auto' or an integer of at least 1, got '0'"),
         ("convnet:depth=deep", "convnet.depth: expected 'auto' or an integer of at least 1, got 'deep'"),
         ("convnet:width=6,norm=group", "norm=group needs a width that is a multiple of 4, got 6"),
-        ("convnet:width=0", "option 'width' expects int >= 1, got '0'"),
+        ("convnet:width=0", "option 'width' expects int >= 1 and <= 16384, got '0'"),
         ("convnet:norm=batchnorm", "option 'norm' expects 'instance' | 'batch' | 'layer' | 'group' | 'none'"),
         ("vgg:depth=12", "option 'depth' expects 11 | 13 | 16 | 19, got '12'"),
         ("resnet18:norm=none", "option 'norm' expects 'instance' | 'batch', got 'none'"),

@@ -119,16 +119,38 @@ _NETWORKS = (
         "convnet",
         "dcf.networks.convnet:ConvNetFactory",
         "the field's ConvNet, any depth, width, norm, activation, pooling",
+        config="dcf.networks.options:ConvNetConfig",
     ),
-    Component(Kind.NETWORK, "mlp", "dcf.networks.literature:MLPFactory", "two hidden layers of 128"),
-    Component(Kind.NETWORK, "lenet", "dcf.networks.literature:LeNetFactory", "LeNet with ReLU"),
-    Component(Kind.NETWORK, "alexnet", "dcf.networks.literature:AlexNetFactory", "AlexNet for small images"),
-    Component(Kind.NETWORK, "vgg", "dcf.networks.literature:VGGFactory", "VGG11 to VGG19 for small images"),
-    Component(Kind.NETWORK, "resnet18", "dcf.networks.literature:ResNet18Factory", "ResNet18 for small images"),
+    Component(
+        Kind.NETWORK, "mlp", "dcf.networks.literature:MLPFactory", "two hidden layers of 128", config=_NO_OPTIONS
+    ),
+    Component(Kind.NETWORK, "lenet", "dcf.networks.literature:LeNetFactory", "LeNet with ReLU", config=_NO_OPTIONS),
+    Component(
+        Kind.NETWORK,
+        "alexnet",
+        "dcf.networks.literature:AlexNetFactory",
+        "AlexNet for small images",
+        config="dcf.networks.options:AlexNetConfig",
+    ),
+    Component(
+        Kind.NETWORK,
+        "vgg",
+        "dcf.networks.literature:VGGFactory",
+        "VGG11 to VGG19 for small images",
+        config="dcf.networks.options:VGGConfig",
+    ),
+    Component(
+        Kind.NETWORK,
+        "resnet18",
+        "dcf.networks.literature:ResNet18Factory",
+        "ResNet18 for small images",
+        config="dcf.networks.options:ResNet18Config",
+    ),
     Component(
         Kind.NETWORK,
         "torchvision",
         "dcf.networks.torchvision:TorchvisionFactory",
         "any torchvision classifier: torchvision:NAME",
+        config="dcf.networks.options:TorchvisionConfig",
     ),
 )

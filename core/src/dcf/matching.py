@@ -144,11 +144,12 @@ def class_embedding_means(net: NetworkState, images: Tensor) -> Tensor:
     # One forward pass of thousands of images is slower on a CPU than many of some: see docs/performance.md.
     apart = images.device.type == "cpu" and not net.batch_norms
     together = max(1, CPU_IMAGES // images.shape[1]) if apart else images.shape[0]
-    return torch.cat([_embedding_means(net, part) for part in images.split(together)])
+    return torch.cat([_embedding_means(net, part) for part in torch.split(images, together)])
 
 
 def _embedding_means(net: NetworkState, images: Tensor) -> Tensor:
-    return net.embed(images.flatten(0, 1)).unflatten(0, images.shape[:2]).mean(1)
+    classes, count = images.shape[:2]
+    return net.embed(images.flatten(0, 1)).reshape(classes, count, -1).mean(1)
 
 
 def batch_norm_statistics(net: NetworkState, images: Tensor, mode: Literal["reference", "exact"] = "reference") -> None:

@@ -73,7 +73,7 @@ class Parameterization(nn.Module):
     """Base of parameterizations.
 
     What is stored is exactly the state dict. The common case stores one latent a synthetic image ("item") and is
-    complete with `encode` and `decode`. Others override `views_per_item`, `plan`, `allocate` and `images`: several
+    complete with `encode` and `decode`. Others override `view_class`, `plan`, `allocate` and `images`: several
     views an item (tiles), tensors shared by all items (bases, decoders).
 
     A stackable one (`stackable = True`) owns the parameterization on its left, `self.inner`, and decodes the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tomllib
 from collections.abc import Mapping
 from importlib import metadata
@@ -16,6 +17,8 @@ from dcf.registry import Registry, registry
 from dcf.spec import Spec
 
 __all__ = ["Recipe", "Value", "all_recipes", "load_recipe", "starter"]
+
+log = logging.getLogger(__name__)
 
 
 class Value(Config):
@@ -78,9 +81,14 @@ def load_recipe(name: str, reg: Registry | None = None) -> Recipe:
 
 
 def all_recipes(reg: Registry | None = None) -> dict[str, Recipe]:
-    """Every recipe that is installed, by name."""
-    items = (reg or registry()).items(Kind.RECIPE)
-    return {i.component.name: _parse(i.component.read_text(), i.component.target) for i in items}
+    """Every usable recipe that is installed, by name; one whose file is broken is left out with a warning."""
+    found = {}
+    for item in (reg or registry()).items(Kind.RECIPE):
+        try:
+            found[item.component.name] = _parse(item.component.read_text(), item.component.target)
+        except (PluginError, OSError) as error:
+            log.warning("recipe '%s' of '%s' is left out: %s", item.component.name, item.plugin.distribution, error)
+    return found
 
 
 def starter(reg: Registry | None = None) -> Recipe | None:

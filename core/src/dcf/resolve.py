@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from dcf.build import check, spec_text
-from dcf.components import Kind
 from dcf.config import validate_mapping
 from dcf.errors import BudgetError, ConfigError, UsageError
+from dcf.evaluation.protocol import load_protocol
 from dcf.recipes import load_recipe, starter
-from dcf.registry import registry
 from dcf.runconfig import SPEC_ROLES, RunConfig, apply_overrides, parse_budget
-from dcf.spec import Spec
 from dcf.types import MatcherDefaults
 
 __all__ = ["Request", "complete", "resolve"]
@@ -57,8 +55,7 @@ def resolve(
     for role, kind in SPEC_ROLES.items():
         if role in settings and role not in objects:
             settings[role] = str(check(kind, str(settings[role]), _FLAGS.get(role)))
-    name = str(settings.get("protocol", RunConfig.model_fields["protocol"].default))
-    registry().find(Kind.PROTOCOL, Spec(name, (), name, (0, len(name))), "--protocol")
+    _split_protocol(settings)
     _check_values(settings)
     return Request(settings, objects)
 
@@ -71,12 +68,16 @@ def complete(request: Request, hints: Mapping[str, Any], defaults: MatcherDefaul
         hints: Settings that the dataset suggests.
         defaults: Settings that the matcher's paper fixes.
     """
+    usual = {k: v for k, v in hints.items() if k in RunConfig.model_fields}
+    if "protocol" in request.settings:
+        # The data's hint changes the default protocol, not one that was asked for.
+        usual.pop("protocol_set", None)
     base: dict[str, Any] = {
         "iterations": defaults.iterations,
         "lr": defaults.lr,
         "momentum": defaults.momentum,
         "init": defaults.init,
-        **{k: v for k, v in hints.items() if k in RunConfig.model_fields},
+        **usual,
         **request.settings,
     }
     if base.get("budget") is not None and "ipc" not in request.settings:
@@ -84,6 +85,16 @@ def complete(request: Request, hints: Mapping[str, Any], defaults: MatcherDefaul
     elif base.get("ipc") is None and base.get("budget") is None:
         base["ipc"] = 1
     return validate_mapping(RunConfig, base, "run")
+
+
+def _split_protocol(settings: dict[str, Any]) -> None:
+    """Take a protocol apart into its name and what is changed in it: `NAME`, `NAME@V` and `NAME@V[key=value]` do."""
+    rules = load_protocol(str(settings.get("protocol", RunConfig.model_fields["protocol"].default)))
+    if "protocol" in settings:
+        settings["protocol"] = rules.published_id
+        changed = {key: getattr(rules, key) for key in rules.original}
+        if changed:
+            settings["protocol_set"] = {**changed, **settings.get("protocol_set", {})}
 
 
 def _recipe_settings(given: Mapping[str, Any], recipe: str | None) -> dict[str, Any]:

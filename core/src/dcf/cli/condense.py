@@ -12,6 +12,7 @@ from dcf.cli.console import print_json
 from dcf.errors import UsageError
 from dcf.resolve import Request, resolve
 from dcf.runconfig import RunConfig
+from dcf.rundir import RunDir
 
 if TYPE_CHECKING:
     from dcf.run import Outcome, Prepared
@@ -88,11 +89,14 @@ def condense(
     }  # fmt: skip
     changes = common.set_options(change or ())
     if epochs is not None:
-        changes["protocol.epochs"] = epochs
+        # Exactly so many: a protocol's least number of steps would otherwise raise them on a small set.
+        changes = {"protocol.steps_min": "0", **changes, "protocol.epochs": epochs}
     request = _request(given, recipe, changes)
     if dry_run:
         _plan(request, json)
     else:
+        if out is not None:
+            RunDir(out).require_free(force)
         _run(request, out, force, json)
 
 
@@ -112,7 +116,6 @@ def _request(given: dict[str, Any], recipe: str | None, changes: dict[str, str])
 def _run(request: Request, out: Path | None, force: bool, as_json: bool) -> None:
     from dcf.cli.progress import RunProgress
     from dcf.run import default_run_directory, prepare, start
-    from dcf.rundir import RunDir
     from dcf.runtime import keep_freed_pages
 
     keep_freed_pages()

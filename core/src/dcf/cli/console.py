@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 import typer
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 
-__all__ = ["clean", "error", "print_json", "setup_logging", "stderr", "stdout"]
+__all__ = ["clean", "error", "logging_restored", "print_json", "setup_logging", "stderr", "stdout"]
 
 #: Width of tables where stdout is no terminal; nothing is padded to it.
 _WIDE: Final = 200
@@ -65,6 +66,20 @@ class _PlainFormatter(logging.Formatter):
 
 def _ours_or_serious(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING or record.name.partition(".")[0].partition("_")[0] == "dcf"
+
+
+@contextmanager
+def logging_restored() -> Iterator[None]:
+    """Put logging back as it was: a program that calls `main` is not left with our handler and level."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        for handler in [h for h in root.handlers if h not in handlers]:
+            root.removeHandler(handler)
+        root.setLevel(level)
+        logging.captureWarnings(False)
 
 
 def setup_logging(level: int) -> None:

@@ -13,6 +13,7 @@ from typer.main import get_command
 
 from dcf.cli.app import build
 from dcf.cli.console import error as show_error
+from dcf.cli.console import logging_restored
 from dcf.errors import DcfError
 
 __all__ = ["explain", "main"]
@@ -34,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _global_first(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get("DCF_DEBUG", "") not in ("", "0")
     try:
-        result = get_command(build()).main(arguments, prog_name="dcf", standalone_mode=False)
+        with logging_restored():
+            result = get_command(build()).main(arguments, prog_name="dcf", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except SystemExit as stop:

@@ -50,6 +50,10 @@ def evaluate(
     nets: common.Networks = None,
     epochs: common.Epochs = None,
     baselines: common.Baselines = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="one protocol setting, such as protocol.lr=0.02; repeatable"),
+    ] = None,
     seed: common.Seed = None,
     device: common.Device = None,
     precision: common.Precision = None,
@@ -67,7 +71,7 @@ def evaluate(
             check(kind, text)
     paths = [common.set_file(f) for f in files]
     headers = [read_metadata(path) for path in paths]
-    overrides = _overrides(headers[0], protocol, settings.epochs)
+    overrides = _overrides(headers[0], protocol, settings.epochs, _protocol_changes(change or []))
     common.check_protocol(protocol or str(headers[0]["config"].get("protocol", "dcf-std@1")), overrides)
     _evaluate(
         paths,
@@ -93,12 +97,23 @@ def _settings(values: dict[str, Any]) -> Settings:
         raise common.in_flags(UsageError(error.message)) from None
 
 
-def _overrides(header: dict[str, Any], protocol: str | None, epochs: int | None) -> dict[str, Any]:
+def _overrides(
+    header: dict[str, Any], protocol: str | None, epochs: int | None, given: dict[str, Any]
+) -> dict[str, Any]:
     """Changes of the protocol: those recorded in the file, unless another protocol is named, then ours."""
     run = header.get("run")
     recorded = run.get("protocol_set") if isinstance(run, dict) and protocol is None else None
     changes = dict(recorded) if isinstance(recorded, dict) else {}
-    return changes if epochs is None else {**changes, "epochs": epochs}
+    # Exactly so many epochs: a protocol's least number of steps would otherwise raise them on a small set.
+    return {**changes, **({} if epochs is None else {"epochs": epochs, "steps_min": 0}), **given}
+
+
+def _protocol_changes(pairs: list[str]) -> dict[str, Any]:
+    changes = common.set_options(pairs)
+    for key in changes:
+        if not key.startswith("protocol."):
+            raise UsageError(f"--set {key}={changes[key]}: an evaluation takes protocol.OPTION, got '{key}'")
+    return {key.removeprefix("protocol."): value for key, value in changes.items()}
 
 
 def _evaluate(paths: list[Path], out: Path | None, as_json: bool, **how: Any) -> None:

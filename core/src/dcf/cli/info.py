@@ -83,7 +83,8 @@ def _results(value: Any) -> str:
     if not isinstance(summary, Mapping) or not isinstance(summary.get("mean"), float):
         return _short(value)
     spread = summary.get("pooled")
-    beside = f" ± {100 * spread:.1f}" if isinstance(spread, float) else ""
+    several = (summary.get("n_sets"), summary.get("n_nets")) != (1, 1)
+    beside = f" ± {100 * spread:.1f}" if several and isinstance(spread, float) else ""
     counts = f"{clean(summary.get('n_sets'), 8)} x {clean(summary.get('n_nets'), 8)}"
     metric = clean(summary.get("metric", "accuracy"), 20)
     return f"{metric} {100 * summary['mean']:.1f}{beside} % (n = {counts}, protocol {clean(value.get('protocol'), 80)})"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dcf.data.check import DataCheck
     from dcf.data.real import RealData, Split
 
-__all__ = ["DataCheck", "DatasetProvider", "RealData", "Split"]
+__all__ = ["DataCheck", "DatasetProvider", "RealData", "Split", "load"]
 
 _LAZY = {
     "DataCheck": "dcf.data.check",
@@ -21,6 +21,20 @@ _LAZY = {
     "RealData": "dcf.data.real",
     "Split": "dcf.data.real",
 }
+
+
+def load(spec: str) -> RealData:
+    """Load a dataset by its spec, such as `"digits"` or `"folder:path=photos,size=64"`.
+
+    Raises:
+        SpecError: When the spec is wrong.
+        DataError: When the data are missing or unusable.
+    """
+    from dcf.build import create
+    from dcf.components import Kind
+
+    data: RealData = create(Kind.DATASET, spec).load()
+    return data
 
 
 def __getattr__(name: str) -> Any:

@@ -32,7 +32,11 @@ class Digits(DatasetProvider):
         "Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, UCI, 1998), CC BY 4.0; "
         "the copy in scikit-learn (BSD-3)"
     )
-    hints: ClassVar[dict[str, Any]] = {"network": "convnet:width=32", "iterations": 200}
+    hints: ClassVar[dict[str, Any]] = {
+        "network": "convnet:width=32",
+        "iterations": 200,
+        "protocol_set": {"steps_min": 300},
+    }
 
     def load(self) -> RealData:
         """Read the images from the package."""

@@ -35,7 +35,7 @@ GROUPS: Final = 4
 class ConvNetConfig(Config):
     """Defaults: the ConvNet of the literature."""
 
-    width: int = Field(128, ge=1, description="channels of every block")
+    width: int = Field(128, ge=1, le=16384, description="channels of every block")
     depth: Literal["auto"] | int = Field(
         "auto", description="number of blocks, 1 or more; auto: 3 below 64 pixels, 4 below 128, 5 below 256, ..."
     )
