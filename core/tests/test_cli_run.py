@@ -222,3 +222,15 @@ def test_live_progress_draws_a_bar_and_cleans_up(monkeypatch):
 @pytest.mark.parametrize(("seconds", "text"), [(0, "00:00"), (61, "01:01"), (3725.4, "1:02:05")])
 def test_times_read_like_a_clock(seconds, text):
     assert _clock(seconds) == text
+
+
+def test_resuming_a_finished_run_only_shows_it(tmp_path, capsys):
+    run = str(tmp_path / "run")
+    assert main(["condense", *TINY, "--nets", "1", "--epochs", "1", "--baselines", "none", "--out", run]) == 0
+    first = capsys.readouterr()
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "run").iterdir()}
+    assert main(["resume", run]) == 0
+    again = capsys.readouterr()
+    assert again.out == first.out
+    assert "evaluating" not in again.err
+    assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "run").iterdir()} == before

@@ -7,13 +7,15 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from dcf.build import create, spec_text
 from dcf.components import Kind
 from dcf.data.real import RealData
 from dcf.engine import Progress
 from dcf.errors import DataError, EvaluationError, UsageError
+from dcf.evaluation.protocol import load_protocol
+from dcf.evaluation.report import Report
 from dcf.evaluation.runner import affordable_baselines, evaluate_sets
 from dcf.files import atomic_write
 from dcf.matcher import Matcher
@@ -26,9 +28,6 @@ from dcf.runtime import precision_of, select_device
 from dcf.session import Session, interruptible
 from dcf.spec import Option, Spec, parse_one
 from dcf.synthetic import SyntheticSet, load
-
-if TYPE_CHECKING:
-    from dcf.evaluation.report import Report
 
 __all__ = ["Listener", "Outcome", "Prepared", "condense", "evaluate", "prepare", "resume", "start"]
 
@@ -161,13 +160,15 @@ def start(
 
 
 def resume(path: Path | str, listener: Listener | None = None) -> Outcome:
-    """Go on with a run that was stopped, killed or not yet evaluated.
+    """Go on with a run that was stopped, killed or not yet evaluated; a finished one is only read.
 
     Raises:
         RunError: When `path` holds no run, or its data have changed.
     """
     directory, listener = RunDir(path), listener or Listener()
     config = directory.config()
+    if directory.report.exists():
+        return _finished(directory, config)
     request = resolve({k: v for k, v in config.model_dump().items() if k not in ("recipe",)} | _matcher_of(config))
     prepared = prepare(request, listener)
     session = Session(config, prepared.data, prepared.matcher)
@@ -240,6 +241,13 @@ def evaluate(
         )
 
 
+def _finished(directory: RunDir, config: RunConfig) -> Outcome:
+    """What a run came to that needs no more work; its report is the last file that a run writes."""
+    synthetic = load(directory.result)
+    report = Report.from_json(directory.report.read_text(encoding="utf-8")) if config.evaluate else None
+    return Outcome(config, directory, synthetic, report, config.iterations, False)
+
+
 def _carry_out(session: Session, directory: RunDir | None, listener: Listener) -> Outcome:
     config = session.config
     with precision_of(config.precision), interruptible() as interrupt:
@@ -266,15 +274,13 @@ def _carry_out(session: Session, directory: RunDir | None, listener: Listener) -
 def _evaluate_result(session: Session, synthetic: SyntheticSet, listener: Listener) -> Report:
     config, data = session.config, session.data
     listener.stage("evaluating")
-    rows = (
-        affordable_baselines(data, config.protocol, config.networks) if config.baselines == "auto" else config.baselines
-    )
+    rules = load_protocol(config.protocol).with_overrides(**config.protocol_set)
+    rows = affordable_baselines(data, rules, config.networks) if config.baselines == "auto" else config.baselines
     return evaluate_sets(
         [synthetic],
         data,
         evaluator=create(Kind.EVALUATOR, "train", "--evaluator"),
-        protocol=config.protocol,
-        overrides=config.protocol_set,
+        protocol=rules,
         networks=config.networks,
         baselines=rows,
         seed=config.seed,

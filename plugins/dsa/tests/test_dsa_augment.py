@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dcf
-from dcf_dsa.augment import DIGIT_STRATEGY, DSA, FULL_STRATEGY
+from dcf_dsa.augment import DIGIT_STRATEGY, DSA, FULL_STRATEGY, apply_draws
 from dcf_dsa.ops import apply_op
 
 RGB = (3, 16, 16)
@@ -167,8 +167,15 @@ def test_classes_are_processed_once_for_each_set_of_operations(monkeypatch):
     monkeypatch.setattr("dcf_dsa.augment.apply_op", lambda x, op, *rest: calls.append(op) or apply_op(x, op, *rest))
     augmenter = DSA(DSA.Config(ops=["crop", "rotate", "flip"]))
     draws = [augmenter.draw(1, RGB, generator(s), shared=True) for s in range(40)]
-    augmenter.apply_classes(images_of(40, 2, *RGB), draws)
+    apply_draws(images_of(40, 2, *RGB), draws)
     assert sorted(calls) == ["crop", "flip", "rotate"]
+
+
+def test_classes_at_once_equal_class_after_class():
+    augmenter = DSA()
+    draws = [augmenter.draw(1, RGB, generator(s), shared=True) for s in range(24)]
+    images = images_of(24, 3, *RGB)
+    assert torch.equal(apply_draws(images, draws), augmenter.apply_classes(images, draws))
 
 
 def test_real_and_synthetic_images_of_a_class_are_treated_alike():

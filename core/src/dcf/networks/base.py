@@ -47,8 +47,8 @@ class NetworkFactory:
     #: Class of the options.
     Config: ClassVar[type[BaseConfig]] = BaseConfig
 
-    #: Whether a run shall try the second derivative before it starts, since these networks may not have one.
-    needs_preflight: ClassVar[bool] = False
+    #: Whether a run that needs second derivatives tries one before it starts; False where they are known to exist.
+    needs_preflight: ClassVar[bool] = True
 
     def __init__(self, config: BaseConfig | None = None) -> None:
         self.config: Any = config if config is not None else self.Config()

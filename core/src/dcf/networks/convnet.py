@@ -5,6 +5,8 @@ Source: Gidaris and Komodakis, CVPR 2018, as used by Zhao et al., ICLR 2021, sec
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import nn
 
 from dcf.networks.base import NetworkFactory
@@ -65,6 +67,8 @@ class ConvNetFactory(NetworkFactory):
     """The `convnet` component."""
 
     Config = ConvNetConfig
+
+    needs_preflight: ClassVar[bool] = False
 
     def build(self, spec: DataSpec) -> ConvNet:
         """A network for images of `spec`."""

@@ -6,7 +6,7 @@ Source: the cross-architecture tables of Zhao et al., ICLR 2021; layer sizes as 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Final, Literal, TypeAlias
+from typing import ClassVar, Final, Literal, TypeAlias
 
 from torch import Tensor, nn
 
@@ -228,6 +228,8 @@ class ResNet18(Network):
 class MLPFactory(NetworkFactory):
     """The `mlp` component."""
 
+    needs_preflight: ClassVar[bool] = False
+
     def build(self, spec: DataSpec) -> MLP:
         """A network for images of `spec`."""
         return MLP(spec.shape, spec.num_classes)
@@ -235,6 +237,8 @@ class MLPFactory(NetworkFactory):
 
 class LeNetFactory(NetworkFactory):
     """The `lenet` component."""
+
+    needs_preflight: ClassVar[bool] = False
 
     def build(self, spec: DataSpec) -> LeNet:
         """A network for images of `spec`."""
@@ -246,6 +250,8 @@ class AlexNetFactory(NetworkFactory):
 
     Config = AlexNetConfig
 
+    needs_preflight: ClassVar[bool] = False
+
     def build(self, spec: DataSpec) -> AlexNet:
         """A network for images of `spec`."""
         return AlexNet(spec.shape, spec.num_classes, self.config.norm)
@@ -256,6 +262,8 @@ class VGGFactory(NetworkFactory):
 
     Config = VGGConfig
 
+    needs_preflight: ClassVar[bool] = False
+
     def build(self, spec: DataSpec) -> VGG:
         """A network for images of `spec`."""
         return VGG(spec.shape, spec.num_classes, self.config.depth, self.config.norm)
@@ -265,6 +273,8 @@ class ResNet18Factory(NetworkFactory):
     """The `resnet18` component."""
 
     Config = ResNet18Config
+
+    needs_preflight: ClassVar[bool] = False
 
     def build(self, spec: DataSpec) -> ResNet18:
         """A network for images of `spec`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar
+from typing import Any
 
 import torchvision.models
 from torch import Tensor, nn
@@ -149,9 +149,6 @@ class TorchvisionFactory(NetworkFactory):
     """
 
     Config = TorchvisionConfig
-
-    #: Not all of torchvision can be differentiated twice.
-    needs_preflight: ClassVar[bool] = True
 
     def __init__(self, config: BaseConfig | None = None) -> None:
         super().__init__(config)
