@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from dcf.augmenter import Augmenter
-from dcf.testing import fake_context, fake_data
+from dcf.testing import SoftPixels, fake_context, fake_data
+from dcf.testing.fakes import filled
 from dcf.types import Batch
 
 
@@ -115,3 +116,13 @@ def test_global_randomness_is_not_touched():
     everything(ctx)
     ctx.train(ctx.network(), 1, 0.1, 2)
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_synthetic_labels_are_those_of_the_synthetic_images():
+    data = fake_data(classes=3)
+    ctx = fake_context(data=data, param=filled(SoftPixels(), data, 2))
+    classes = torch.tensor([2, 0])
+    soft = ctx.synthetic_labels(classes)
+    assert soft.shape == (2, 2, 3)
+    assert soft.argmax(-1).tolist() == [[2, 2], [0, 0]]
+    assert fake_context(data=data).synthetic_labels(classes).tolist() == [[2], [0]]

@@ -8,11 +8,15 @@ import pytest
 import torch
 
 import dcf
+from dcf.auxiliary import AuxiliaryObjective
 from dcf.engine import Engine, check_composition, estimate_chunk
 from dcf.matcher import Matcher
 from dcf.nothing import Nothing
 from dcf.parameterization import Parameterization
-from dcf.testing import fake_context
+from dcf.pixels import Pixels
+from dcf.runconfig import GroupSettings
+from dcf.testing import fake_context, fake_data
+from dcf.testing.fakes import filled
 from dcf.types import ParamGroup, Step
 
 
@@ -208,3 +212,105 @@ def test_chunk_estimate_keeps_within_memory():
     assert estimate_chunk(100, 10, 10, budget=10_000) == 10
     assert estimate_chunk(100, 10, 10, budget=3_500) == 3
     assert estimate_chunk(100, 10, 10, budget=1) == 1
+
+
+# --- settings of groups --------------------------------------------------------------------------
+
+
+def rates(engine):
+    return {g.name: (o["lr"], o["momentum"]) for g, o in zip(engine.groups, engine.optimizer.param_groups, strict=True)}
+
+
+def test_a_group_has_its_own_settings_unless_the_run_says_otherwise():
+    assert rates(make(OwnScale())) == {"images": (0.1, 0.5), "scale": (0.01, 0.0)}
+    optim = {"scale": GroupSettings(momentum=0.9), "images": GroupSettings(lr=3.0)}
+    engine = Engine(fake_context(), OwnScale(), 0.1, 0.5, optim=optim)
+    assert rates(engine) == {"images": (3.0, 0.5), "scale": (0.01, 0.9)}
+
+
+def test_settings_of_an_unknown_group_are_refused():
+    with pytest.raises(dcf.UsageError, match=r"expected a group of what is learned \(images, scale\), got 'image'"):
+        Engine(fake_context(), OwnScale(), 0.1, 0.5, optim={"image": GroupSettings(lr=1.0)})
+
+
+# --- the life of a matcher -----------------------------------------------------------------------
+
+
+class Diary(Twice):
+    def __init__(self):
+        super().__init__()
+        self.entries = []
+
+    def prepare(self, ctx):
+        self.entries.append("prepare")
+
+    def load_state_dict(self, state):
+        self.entries.append("load")
+
+    def outer(self, ctx, it):
+        for step in super().outer(ctx, it):
+            self.entries.append((it, ctx.update))
+            yield step
+
+
+def test_a_matcher_is_prepared_once_and_updates_are_counted():
+    engine = make(Diary())
+    engine.prepare()
+    engine.load_state_dict(engine.state_dict())
+    engine.run(0, 2)
+    assert engine.matcher.entries == ["prepare", "load", (0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+# --- objectives of the parameterization ----------------------------------------------------------
+
+
+class Shrink(AuxiliaryObjective):
+    """Pulls the images to 0, and counts updates in a tensor of its own."""
+
+    def __init__(self, param):
+        self.param = param
+        self.count = torch.zeros(())
+        self.drawn = []
+
+    def loss(self, ctx):
+        self.drawn.append((ctx.it, ctx.update))
+        return 0.5 * self.param.images(torch.arange(2)).square().sum()
+
+    def after_update(self, ctx):
+        self.count = self.count + 1
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+
+class Shrinking(Pixels):
+    def aux(self):
+        return [Shrink(self)]
+
+
+def shrinking():
+    data = fake_data()
+    return make(Twice(), lr=0.1, momentum=0.0, data=data, param=filled(Shrinking(), data, 1))
+
+
+def test_objectives_of_the_parameterization_are_learned_at_every_update():
+    engine = shrinking()
+    before = images_of(engine)
+    loss, logs = engine.iterate(0).read()
+    after = 0.9 * (0.9 * before - 0.1) - 0.1  # each update subtracts 0.1 (1 + image)
+    assert torch.allclose(images_of(engine), after, atol=1e-6)
+    assert engine.objectives[0].drawn == [(0, 0), (0, 1)]
+    first, second = before, 0.9 * before - 0.1
+    assert loss == pytest.approx(float(first.sum() + second.sum()) / 2, rel=1e-5)
+    assert logs["aux"] == pytest.approx(float(first.square().sum() + second.square().sum()) / 4, rel=1e-5)
+
+
+def test_state_of_objectives_outlives_the_run():
+    first, second = shrinking(), shrinking()
+    first.iterate(0)
+    second.load_state_dict({k: v.clone() for k, v in first.state_dict().items()})
+    assert float(second.objectives[0].count) == 2
+    assert "count" not in first.ctx.param.state_dict()

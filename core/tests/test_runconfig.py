@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dcf.errors import RunError, SpecError, UsageError
+from dcf.errors import ConfigError, RunError, SpecError, UsageError
 from dcf.runconfig import RunConfig, apply_overrides, from_toml, parse_budget, to_toml
 from dcf.spec import parse
 
@@ -158,6 +158,27 @@ def test_the_settings_given_are_left_alone():
     assert changed == {"matcher": "dc:a=1", "protocol_set": {"lr": 1, "epochs": "3"}, "clip": "2", "param": "lowrank"}
 
 
+def test_settings_of_a_group_are_set(round_trip):
+    given = {"optim": {"images": {"momentum": 0.9}}}
+    changed = apply_overrides(given, {"optim.images.lr": "2", "optim.lr.lr": "1e-5"})
+    config = RunConfig(**changed)
+    assert {k: v.model_dump() for k, v in config.optim.items()} == {
+        "images": {"lr": 2.0, "momentum": 0.9},
+        "lr": {"lr": 1e-5, "momentum": None},
+    }
+    assert given == {"optim": {"images": {"momentum": 0.9}}}
+    assert round_trip(config) == config
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [("rate", "optim.images has no option 'rate'"), ("lr", "optim.images: option 'lr' expects float > 0, got '-1'")],
+)
+def test_a_wrong_setting_of_a_group_is_an_error(key, text):
+    with pytest.raises(ConfigError, match=text):
+        apply_overrides({}, {f"optim.images.{key}": "-1"})
+
+
 def test_what_is_set_survives_the_file(round_trip):
     overrides = {"param.lowrank.r": "4", "data.path": "'it''s'".replace("''", '"'), "protocol.note": 'say "é"'}
     config = RunConfig(**apply_overrides(VALUES, overrides))
@@ -165,7 +186,10 @@ def test_what_is_set_survives_the_file(round_trip):
     assert config.param == "lowrank:r=4+up:f=2"
 
 
-@pytest.mark.parametrize("key", ["", ".", "x", "x.y", "matcher.", ".metric", "protocol.", "Matcher.metric"])
+@pytest.mark.parametrize(
+    "key",
+    ["", ".", "x", "x.y", "matcher.", ".metric", "protocol.", "Matcher.metric", "optim", "optim.lr", "protocol_set"],
+)
 def test_a_key_that_addresses_nothing_is_an_error(key):
     with pytest.raises(UsageError, match="addresses nothing"):
         apply_overrides(VALUES, {key: "1"})

@@ -85,7 +85,7 @@ class Stingy(Pixels):
 
 class Unrefusing(Pixels):
     def plan(self, spec, floats):
-        return floats // (self.floats_per_item(spec.shape) * spec.num_classes)
+        return floats // self.cost(spec, 1)
 
 
 class Lossy(Pixels):
@@ -100,18 +100,18 @@ class Forgetful(Pixels):
         super().allocate(spec, item_class)
         self.offset = getattr(self, "offset", 0.0)
 
-    def absorb(self, images):
+    def absorb(self, images, generator=None):
         self.offset = 1.0
-        super().absorb(images)
+        super().absorb(images, generator)
 
     def decode(self, latents, size):
         return latents["images"] + self.offset
 
 
 class TouchesRng(Pixels):
-    def absorb(self, images):
+    def absorb(self, images, generator=None):
         torch.rand(1)
-        super().absorb(images)
+        super().absorb(images, generator)
 
 
 class Undescribed(Pixels):

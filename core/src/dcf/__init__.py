@@ -27,6 +27,7 @@ from dcf.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from dcf.augmenter import Augmenter
+    from dcf.auxiliary import AuxiliaryObjective
     from dcf.context import Context
     from dcf.evaluator import Evaluator
     from dcf.matcher import Matcher
@@ -42,6 +43,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Augmenter",
+    "AuxiliaryObjective",
     "Batch",
     "BudgetError",
     "Component",
@@ -81,6 +83,7 @@ __all__ = [
 
 _LAZY = {
     "Augmenter": "dcf.augmenter",
+    "AuxiliaryObjective": "dcf.auxiliary",
     "Batch": "dcf.types",
     "Context": "dcf.context",
     "DataSpec": "dcf.types",

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from dcf.components import Kind
-from dcf.config import Config, validate
+from dcf.config import validate, validate_mapping
 from dcf.errors import SpecError, UsageError
 from dcf.registry import Registry, registry
-from dcf.spec import Spec, Stack, parse, parse_one
+from dcf.spec import Option, Spec, Stack, parse, parse_one
 
-__all__ = ["check", "create", "create_stack", "describe_config", "spec_text"]
+__all__ = ["check", "create", "create_stack", "spec_text", "stacked"]
 
 #: What an object must be to stand in for a spec.
 _BASES: Final[Mapping[Kind, tuple[str, ...]]] = {
@@ -45,11 +45,7 @@ def check(kind: Kind | str, text: str, flag: str | None = None, reg: Registry | 
 
 
 def create(
-    kind: Kind | str,
-    what: Any,
-    flag: str | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    **extra: Any,
+    kind: Kind | str, what: Any, flag: str | None = None, options: Mapping[str, Any] | None = None, **extra: Any
 ) -> Any:
     """Make one component.
 
@@ -57,7 +53,7 @@ def create(
         kind: Its kind.
         what: A spec as text or `Spec`, or an object that already is one, which is returned.
         flag: Command line option for error messages; the kind's own by default.
-        overrides: Further options by name, such as those of `--set`.
+        options: Complete options, as a file records them; they stand in for those of the spec.
         extra: Passed to the component's constructor after its config.
 
     Raises:
@@ -70,16 +66,24 @@ def create(
     spec = parse_one(what, flag) if isinstance(what, str) else what
     component = registry().find(kind, spec, flag).component
     cls = component.load()
-    config = validate(cls.Config, spec, flag)
-    if overrides:
-        config = validate(cls.Config, _override(spec, overrides), "--set")
+    config = validate(cls.Config, spec, flag) if options is None else validate_mapping(cls.Config, options, spec.name)
     return cls(config, **extra)
 
 
 def create_stack(
-    kind: Kind | str, what: Any, flag: str | None = None, overrides: Mapping[str, Any] | None = None
+    kind: Kind | str, what: Any, flag: str | None = None, options: Sequence[Mapping[str, Any]] | None = None
 ) -> list[Any]:
-    """Make the components of a stack, left to right; parameterizations are nested, the right owning the left."""
+    """Make the components of a stack, left to right; parameterizations are nested, the right owning the left.
+
+    Args:
+        kind: Their kind.
+        what: A spec as text or `Stack`, or an object, which is returned as the only one.
+        flag: Command line option for error messages; the kind's own by default.
+        options: Complete options of each component, as a file records them; they stand in for those of the spec.
+
+    Raises:
+        SpecError: Unknown name, unknown option, wrong value, or a right one that stores images itself.
+    """
     kind = Kind(kind)
     flag = kind.flag if flag is None else flag
     if not isinstance(what, (str, Stack)):
@@ -99,8 +103,7 @@ def create_stack(
                     flag,
                 )
             extra["inner"] = made[-1]
-        last = position == len(stack) - 1
-        made.append(create(kind, spec, flag, overrides if last else None, **extra))
+        made.append(create(kind, spec, flag, None if options is None else options[position], **extra))
     return made
 
 
@@ -118,36 +121,39 @@ def _attribute(target: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+def stacked(what: Any) -> list[Any]:
+    """The components that an object consists of, left to right as its spec names them; most are one."""
+    from dcf.augmenter import ChainAugmenter
+    from dcf.parameterization import Parameterization
+
+    if isinstance(what, Parameterization) and what.inner is not None:
+        return [*stacked(what.inner), what]
+    if isinstance(what, ChainAugmenter):
+        return [one for part in what.parts for one in stacked(part)]
+    return [what]
+
+
 def spec_text(kind: Kind | str, what: Any) -> str:
     """The canonical spec of text or of an object, for files and logs."""
     if isinstance(what, str):
         return str(parse(what))
     if isinstance(what, (Spec, Stack)):
         return str(what)
+    return str(Stack(tuple(_spec_of(kind, part) for part in stacked(what))))
+
+
+def _spec_of(kind: Kind | str, what: Any) -> Spec:
     cls = type(what)
     for item in registry().items(kind):
         if item.component.target == f"{cls.__module__}:{cls.__qualname__}":
-            options = what.config.model_dump(mode="json", exclude_defaults=True)
-            return str(Spec(item.component.name, _options(options)))
-    return str(parse_one(f"python:{cls.__module__}.{cls.__qualname__}"))
+            return Spec(item.component.name, _options(what.config.model_dump(mode="json", exclude_defaults=True)))
+    return parse_one(f"python:{cls.__module__}.{cls.__qualname__}")
 
 
-def describe_config(config: Config) -> dict[str, Any]:
-    """The complete validated options, JSON-ready."""
-    return config.model_dump(mode="json")
-
-
-def _options(values: Mapping[str, Any]) -> tuple[Any, ...]:
-    from dcf.spec import Option
-
+def _options(values: Mapping[str, Any]) -> tuple[Option, ...]:
     def value(v: Any) -> Any:
         if isinstance(v, bool):
             return str(v).lower()
         return tuple(value(i) for i in v) if isinstance(v, (list, tuple)) else str(v)
 
     return tuple(Option(k, value(v)) for k, v in values.items())
-
-
-def _override(spec: Spec, overrides: Mapping[str, Any]) -> Spec:
-    kept = tuple(o for o in spec.options if o.key not in overrides)
-    return Spec(spec.name, (*kept, *_options(overrides)))

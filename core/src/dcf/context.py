@@ -63,6 +63,8 @@ class Context:
         self.seed = seed
         self.class_chunk = class_chunk
         self.it = 0
+        #: Updates done within the iteration.
+        self.update = 0
         view_class = param.view_class
         self._views = [torch.nonzero(view_class == c).flatten() for c in range(data.spec.num_classes)]
         self._drawn: tuple[tuple[object, ...], Tensor] | None = None
@@ -88,6 +90,7 @@ class Context:
     def begin(self, it: int) -> None:
         """Seed the iteration; called by the engine."""
         self.it = it
+        self.update = 0
 
     # --- classes ---------------------------------------------------------------------------------
 
@@ -141,9 +144,19 @@ class Context:
 
     def synthetic(self, classes: Tensor) -> Tensor:
         """`(c, I, C, H, W)`: all synthetic images of the classes of one chunk, differentiable."""
-        index = torch.stack([self._views[c] for c in classes.tolist()])
+        index = self._index(classes)
         images = self.param.images(index.flatten())
         return images.view(*index.shape, *images.shape[1:])
+
+    def synthetic_labels(self, classes: Tensor) -> Tensor:
+        """Labels of `synthetic(classes)`: `(c, I)` class indices, or `(c, I, K)` probabilities, differentiable."""
+        index = self._index(classes)
+        labels = self.param.labels(index.flatten())
+        return labels.view(*index.shape, *labels.shape[1:])
+
+    def _index(self, classes: Tensor) -> Tensor:
+        """`(c, I)` view numbers."""
+        return torch.stack([self._views[c] for c in classes.tolist()])
 
     def siamese(self, classes: Tensor, real: Tensor, synthetic: Tensor, *stream: str | int) -> tuple[Tensor, Tensor]:
         """Augment real and synthetic images of a class with one and the same draw (Zhao and Bilen, ICML 2021).

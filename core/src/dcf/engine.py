@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from dcf.context import Context
 from dcf.errors import NonFiniteError, UsageError
 from dcf.matcher import Matcher
 from dcf.parameterization import Parameterization
+from dcf.runconfig import GroupSettings
 from dcf.types import ParamGroup, Step
 
 __all__ = ["Engine", "Progress", "check_composition"]
@@ -29,7 +32,8 @@ class Progress:
         it: Iterations done.
         iterations: Iterations in all.
         loss: Mean over the iteration's updates of the loss summed over chunks; NaN where it was not read.
-        log: Further scalars of the matcher, averaged over the iteration.
+        log: Further scalars of the matcher, averaged over the iteration; `aux` is the sum of the
+            parameterization's own objectives.
         seconds: Since the engine was started.
     """
 
@@ -45,6 +49,7 @@ class _Tally:
     """Losses of one iteration, kept on the device until they are read."""
 
     loss: Tensor | None = None
+    aux: Tensor | None = None
     updates: int = 0
     logs: dict[str, list[Tensor]] = field(default_factory=dict)
 
@@ -56,9 +61,15 @@ class _Tally:
         for name, value in step.log.items():
             self.logs.setdefault(name, []).append(value.detach())
 
+    def add_aux(self, loss: Tensor) -> None:
+        self.aux = loss.detach() if self.aux is None else self.aux + loss.detach()
+
     def read(self) -> tuple[float, dict[str, float]]:
         loss = float(self.loss) / max(1, self.updates) if self.loss is not None else float("nan")
-        return loss, {name: float(torch.stack(values).float().mean()) for name, values in self.logs.items()}
+        logs = {name: float(torch.stack(values).float().mean()) for name, values in self.logs.items()}
+        if self.aux is not None:
+            logs["aux"] = float(self.aux) / max(1, self.updates)
+        return loss, logs
 
 
 def check_composition(matcher: Matcher, param: Parameterization) -> None:
@@ -80,32 +91,45 @@ class Engine:
 
     Args:
         ctx: The run as the matcher sees it.
-        matcher: Prepared or not; `run` prepares it.
+        matcher: A fresh one; `prepare` prepares it.
         lr: Step size of groups that have none of their own.
         momentum: Likewise.
         clip: Largest L2 norm of all gradients together; None for no clipping.
+        optim: Settings that win over those of the groups of these names.
+
+    Raises:
+        UsageError: When nothing could be learned, or `optim` names no group.
     """
 
-    def __init__(self, ctx: Context, matcher: Matcher, lr: float, momentum: float, clip: float | None = None) -> None:
+    def __init__(
+        self,
+        ctx: Context,
+        matcher: Matcher,
+        lr: float,
+        momentum: float,
+        clip: float | None = None,
+        optim: Mapping[str, GroupSettings] | None = None,
+    ) -> None:
         check_composition(matcher, ctx.param)
         self.ctx = ctx
         self.matcher = matcher
         self.clip = clip
-        self.groups: list[ParamGroup] = [*ctx.param.param_groups(), *matcher.param_groups()]
+        own = matcher.param_groups()
+        for tensor in (p for group in own for p in group.params):
+            tensor.data = tensor.data.to(ctx.device)
+        self.groups: list[ParamGroup] = [*ctx.param.param_groups(), *own]
         self.watch: list[Tensor] = [p for group in self.groups for p in group.params]
-        self.optimizer = torch.optim.SGD(
-            [
-                {
-                    "params": list(g.params),
-                    "lr": lr if g.lr is None else g.lr,
-                    "momentum": momentum if g.momentum is None else g.momentum,
-                }
-                for g in self.groups
-            ],
-            lr=lr,
-        )
+        self.objectives = ctx.param.aux()
+        self.optimizer = torch.optim.SGD(optimizer_settings(self.groups, lr, momentum, optim or {}), lr=lr)
+        self._prepared = False
 
     # --- running ---------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Let the matcher do what comes before the first iteration and before `load_state_dict`; once only."""
+        if not self._prepared:
+            self.matcher.prepare(self.ctx)
+            self._prepared = True
 
     def run(
         self,
@@ -128,7 +152,7 @@ class Engine:
         Raises:
             NonFiniteError: When a loss or the set became NaN or infinite; the iteration is not reported.
         """
-        self.matcher.prepare(self.ctx)
+        self.prepare()
         began = time.monotonic()
         for it in range(start, iterations):
             tally = self.iterate(it)
@@ -148,7 +172,7 @@ class Engine:
             if not step.accumulated:
                 self._backward(step)
             if step.update:
-                self._update()
+                self._update(tally)
             tally.add(step)
         return tally
 
@@ -167,13 +191,20 @@ class Engine:
         # Only into what is learned: a plain backward() would also fill the network's gradients.
         torch.autograd.backward(step.loss, inputs=self.watch)
 
-    def _update(self) -> None:
+    def _update(self, tally: _Tally) -> None:
+        for objective in self.objectives:
+            loss = objective.loss(self.ctx)
+            torch.autograd.backward(loss, inputs=self.watch)
+            tally.add_aux(loss)
         if self.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.watch, self.clip)
         self.optimizer.step()
         with torch.no_grad():
             self.ctx.param.project_()
             self.matcher.project_()
+        for objective in self.objectives:
+            objective.after_update(self.ctx)
+        self.ctx.update += 1
         self._zero()
 
     def _zero(self) -> None:
@@ -186,12 +217,8 @@ class Engine:
 
     def _guard(self, it: int, loss: float) -> None:
         finite = torch.stack([torch.isfinite(t).all() for t in self.watch]).all()
-        if loss != loss or loss in (float("inf"), float("-inf")) or not bool(finite):
-            what = (
-                f"the loss became {loss}"
-                if loss != loss or abs(loss) == float("inf")
-                else "the synthetic set became NaN or infinite"
-            )
+        if not math.isfinite(loss) or not bool(finite):
+            what = "the synthetic set became NaN or infinite" if math.isfinite(loss) else f"the loss became {loss}"
             raise NonFiniteError(
                 f"{what} in iteration {it + 1}; the last good checkpoint is kept\n"
                 "  lower the step size (--lr) or clip the gradients (--clip), and start again"
@@ -203,6 +230,8 @@ class Engine:
         """Everything that outlives an iteration; there is no generator state to keep."""
         state = {f"param.{k}": v for k, v in self.ctx.param.state_dict().items()}
         state |= {f"matcher.{k}": v for k, v in self.matcher.state_dict().items()}
+        for number, objective in enumerate(self.objectives):
+            state |= {f"aux.{number}.{k}": v for k, v in objective.state_dict().items()}
         for number, tensor in enumerate(self.watch):
             buffer = self.optimizer.state.get(tensor, {}).get("momentum_buffer")
             if buffer is not None:
@@ -212,18 +241,40 @@ class Engine:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned, in place."""
         device = self.ctx.device
-        self.ctx.param.load_state_dict(_strip(state, "param."))
-        self.matcher.load_state_dict({k: v.to(device) for k, v in _strip(state, "matcher.").items()})
+        self.ctx.param.load_state_dict(_strip(state, "param.", device))
+        self.matcher.load_state_dict(_strip(state, "matcher.", device))
+        for number, objective in enumerate(self.objectives):
+            objective.load_state_dict(_strip(state, f"aux.{number}.", device))
         for number, tensor in enumerate(self.watch):
             if (buffer := state.get(f"momentum.{number}")) is not None:
                 self.optimizer.state[tensor]["momentum_buffer"] = buffer.to(tensor.device).clone()
 
 
-def _strip(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+def _strip(state: Mapping[str, Tensor], prefix: str, device: torch.device) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v.to(device) for k, v in state.items() if k.startswith(prefix)}
 
 
-def estimate_chunk(bytes_per_image: int, images_per_class: int, classes: Sequence[int] | int, budget: int) -> int:
+def optimizer_settings(
+    groups: Sequence[ParamGroup], lr: float, momentum: float, optim: Mapping[str, GroupSettings]
+) -> list[dict[str, Any]]:
+    """What an optimiser of PyTorch takes for each group: `optim` wins over the group, the group over `lr`, `momentum`.
+
+    Raises:
+        UsageError: When `optim` names no group.
+    """
+    names = sorted({g.name for g in groups})
+    for unknown in set(optim) - set(names):
+        raise UsageError(f"optim.{unknown}: expected a group of what is learned ({', '.join(names)}), got '{unknown}'")
+    chosen = []
+    for group in groups:
+        given = optim.get(group.name, GroupSettings())
+        rate = next(v for v in (given.lr, group.lr, lr) if v is not None)
+        inertia = next(v for v in (given.momentum, group.momentum, momentum) if v is not None)
+        chosen.append({"params": list(group.params), "lr": rate, "momentum": inertia})
+    return chosen
+
+
+def estimate_chunk(bytes_per_image: int, images_per_class: int, classes: int, budget: int) -> int:
     """How many classes a chunk fit into `budget` bytes; at least one.
 
     Args:
@@ -232,5 +283,4 @@ def estimate_chunk(bytes_per_image: int, images_per_class: int, classes: Sequenc
         classes: Number of classes.
         budget: Bytes that may be used.
     """
-    count = classes if isinstance(classes, int) else len(classes)
-    return max(1, min(count, budget // max(1, bytes_per_image * images_per_class)))
+    return max(1, min(classes, budget // max(1, bytes_per_image * images_per_class)))

@@ -24,10 +24,13 @@ class Matcher:
     the place to train a network on it. Two rules: never yield inside `no_grad` or autocast, and never change in
     place the weights of a network that a yielded loss depends on before being resumed.
 
+    A run calls `param_groups`, then `prepare`, then `load_state_dict` if it is resumed, then `outer` for each
+    iteration. So learnable values are made in `__init__`, and networks that outlive an iteration in `prepare`.
+
     Class attributes:
         reads: What it can teach: "images", "labels" or both. Must overlap with what the parameterization `drives`.
-        needs: Capabilities it relies on, checked before the run: "embedding" (networks with an embedding),
-            "double-backward" (networks that can be differentiated twice).
+        needs: What it relies on: "double-backward" (networks that can be differentiated twice; tried before the run
+            starts), "embedding" (which every network has).
         classwise: Whether classes are independent of each other, so that separate runs may be merged.
         defaults: The settings of its paper.
     """
@@ -44,7 +47,7 @@ class Matcher:
         self.config: Any = config if config is not None else self.Config()
 
     def prepare(self, ctx: Context) -> None:
-        """Do what must be done once before the first iteration, such as training experts."""
+        """Do what must be done once in a process, before the first iteration, such as training experts."""
 
     def outer(self, ctx: Context, it: int) -> Iterator[Step]:
         """One outer iteration.
@@ -59,7 +62,7 @@ class Matcher:
         raise NotImplementedError
 
     def param_groups(self) -> list[ParamGroup]:
-        """The matcher's own learnable values, such as a step size."""
+        """The matcher's own learnable values, such as a step size; moved to the run's device by the engine."""
         return []
 
     def project_(self) -> None:

@@ -57,13 +57,13 @@ def class_gradients(
         One tensor for each weight, `(c, *weight.shape)`, in order of `net.params`. The cross-entropy is averaged
         over B. Without `create_graph` the result is detached.
     """
-    chosen = choose_strategy(images, create_graph) if strategy == "auto" else strategy
+    chosen = choose_strategy(images) if strategy == "auto" else strategy
     compute = _vmapped if chosen == "vmap" else _looped
     found = compute(net, images, labels, create_graph)
     return found if create_graph else [g.detach() for g in found]
 
 
-def choose_strategy(images: Tensor, create_graph: bool) -> Strategy:
+def choose_strategy(images: Tensor) -> Strategy:
     """What measured fastest: one call on a GPU, class after class on a CPU (see docs/performance.md)."""
     return "vmap" if images.is_cuda else "loop"
 

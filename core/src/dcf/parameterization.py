@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from dcf.auxiliary import AuxiliaryObjective
 from dcf.config import Config as BaseConfig
 from dcf.errors import BudgetError
 from dcf.types import Batch, DataSpec, ParamGroup
@@ -73,8 +75,11 @@ class Parameterization(nn.Module):
     """Base of parameterizations.
 
     What is stored is exactly the state dict. The common case stores one latent a synthetic image ("item") and is
-    complete with `encode` and `decode`. Others override `view_class`, `plan`, `allocate` and `images`: several
-    views an item (tiles), tensors shared by all items (bases, decoders).
+    complete with `encode` and `decode`. Others override `view_class`, `allocate` and `images`: several views an
+    item (tiles), tensors shared by all items (bases, decoders); and `plan` where items do not all cost the same.
+
+    Whatever else decoding needs (tables, up-sampling matrices) must follow from the layout, never from `allocate`
+    alone: a file is loaded by calling `allocate` on the meta device and then filling in the state dict.
 
     A stackable one (`stackable = True`) owns the parameterization on its left, `self.inner`, and decodes the
     canvases that `self.inner.images` returns, instead of raw tensors.
@@ -130,12 +135,16 @@ class Parameterization(nn.Module):
 
     # --- size ------------------------------------------------------------------------------------
 
-    def floats_per_item(self, shape: tuple[int, int, int]) -> int:
-        """Stored elements of one item for images of `(C, H, W)`."""
-        return sum(t[0].numel() for t in self.encode(torch.zeros(1, *shape)).values())
+    def cost(self, spec: DataSpec, items: int) -> int:
+        """Stored elements of a set with `items` items a class, shared ones and those of inner ones included."""
+        probe = copy.deepcopy(self)
+        item_class = torch.arange(spec.num_classes).repeat_interleave(items)
+        with torch.device("meta"):
+            probe.allocate(spec, item_class)
+        return probe.storage().floats
 
     def plan(self, spec: DataSpec, floats: int) -> int:
-        """How many items a class fit into a budget.
+        """How many items a class fit into a budget; assumes that each further one costs the same.
 
         Args:
             spec: The data.
@@ -144,16 +153,18 @@ class Parameterization(nn.Module):
         Raises:
             BudgetError: When not even one fits; says the smallest budget that works.
         """
-        one = self.floats_per_item(spec.shape) * spec.num_classes
+        one = self.cost(spec, 1)
         if floats < one:
             raise BudgetError(
                 f"the budget of {floats} floats ({4 * floats} bytes) holds no item a class; "
                 f"the smallest that works is {one} floats ({4 * one} bytes)"
             )
-        return floats // one
+        return 1 + (floats - one) // max(1, self.cost(spec, 2) - one)
 
     def allocate(self, spec: DataSpec, item_class: Tensor) -> None:
         """Create the stored tensors, zero, for items of the given classes.
+
+        It draws nothing: layers of `torch.nn` would initialise themselves from the global generator.
 
         Args:
             spec: The data.
@@ -177,11 +188,13 @@ class Parameterization(nn.Module):
         self.item_class = item_class.to(torch.long)
         self.latent_names = ()
 
-    def absorb(self, images: Tensor) -> None:
+    def absorb(self, images: Tensor, generator: torch.Generator | None = None) -> None:
         """Initialise from real images or noise.
 
         Args:
             images: `(views, C, H, W)`, one for each view in order of `view_class`, in the dataset's value space.
+            generator: The only source of randomness, on the CPU, for what the images do not decide, such as a
+                shared decoder; a run always gives one, None stands for one seeded with 0.
         """
         with torch.no_grad():
             stored = self.latents()
@@ -223,12 +236,19 @@ class Parameterization(nn.Module):
 
     def param_groups(self) -> list[ParamGroup]:
         """What is learned, with optimiser settings that differ from the run's."""
-        return [ParamGroup("images", list(self.parameters()))]
+        inner = [] if self.inner is None else self.inner.param_groups()
+        taken = {id(p) for group in inner for p in group.params}
+        own = [p for p in self.parameters() if id(p) not in taken]
+        return [*inner, ParamGroup("images", own)] if own or not inner else inner
 
     def project_(self) -> None:
         """Bring the stored values back into their bounds after an update."""
         if self.inner is not None:
             self.inner.project_()
+
+    def aux(self) -> list[AuxiliaryObjective]:
+        """Objectives of its own, learned beside what the matcher asks for; asked for once a run, after `allocate`."""
+        return [] if self.inner is None else self.inner.aux()
 
     def storage(self) -> Storage:
         """What counts against the budget."""

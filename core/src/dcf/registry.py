@@ -28,7 +28,7 @@ from dcf.components import Component, Kind
 from dcf.errors import PluginError, SpecError
 from dcf.spec import Spec
 
-__all__ = ["GROUP", "Plugin", "Problem", "Registered", "Registry", "plugin_names", "registry"]
+__all__ = ["GROUP", "Plugin", "Problem", "Registered", "Registry", "registry"]
 
 log = logging.getLogger(__name__)
 
@@ -300,11 +300,6 @@ def _one_line(error: BaseException) -> str:
 
 def _article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-
-
-def plugin_names(items: Iterable[Registered]) -> dict[str, str]:
-    """Distribution and version of each component's plugin, by distribution."""
-    return {r.plugin.distribution: r.plugin.version for r in items}
 
 
 @cache

@@ -131,8 +131,9 @@ def prepare(request: Request, listener: Listener | None = None) -> Prepared:
     listener = listener or Listener()
     settings = request.settings
     device = select_device(str(settings.get("device", "auto")))
-    listener.stage(f"loading {settings.get('data', RunConfig.model_fields['data'].default)}")
-    data = _load_data(request.objects.get("data", settings.get("data", RunConfig.model_fields["data"].default)))
+    text = str(settings.get("data", RunConfig.model_fields["data"].default))
+    listener.stage(f"loading {text}")
+    data = _load_data(request.objects.get("data", text))
     matcher: Matcher = create(Kind.MATCHER, request.objects.get("matcher", settings.get("matcher", "none")))
     config = complete(request, data.hints, matcher.defaults)
     config = config.model_copy(update={"device": str(device)})
@@ -169,7 +170,7 @@ def resume(path: Path | str, listener: Listener | None = None) -> Outcome:
     config = directory.config()
     if directory.report.exists():
         return _finished(directory, config)
-    request = resolve({k: v for k, v in config.model_dump().items() if k not in ("recipe",)} | _matcher_of(config))
+    request = resolve({k: v for k, v in config.model_dump().items() if k != "recipe"})
     prepared = prepare(request, listener)
     session = Session(config, prepared.data, prepared.matcher)
     with directory.locked():
@@ -287,11 +288,6 @@ def _evaluate_result(session: Session, synthetic: SyntheticSet, listener: Listen
         progress=listener.evaluated,
         objects={spec_text(SPEC_ROLES[role], made): made for role, made in session.objects.items()},
     )
-
-
-def _matcher_of(config: RunConfig) -> dict[str, Any]:
-    # Without a matcher `resolve` would take the starter recipe.
-    return {"matcher": config.matcher}
 
 
 def _load_data(what: Any) -> RealData:

@@ -14,7 +14,7 @@ from dcf.config import Config, validate_mapping
 from dcf.errors import RunError, SpecError, UsageError
 from dcf.spec import Option, Spec, Stack, Value, parse
 
-__all__ = ["RunConfig", "apply_overrides", "from_toml", "parse_budget", "to_toml"]
+__all__ = ["GroupSettings", "RunConfig", "apply_overrides", "from_toml", "parse_budget", "to_toml"]
 
 #: Roles of a run that are specs, with the kind of component each is.
 SPEC_ROLES: Mapping[str, str] = {
@@ -25,6 +25,16 @@ SPEC_ROLES: Mapping[str, str] = {
     "init": "selector",
     "network": "network",
 }
+
+#: Settings that hold several values by name; `--set` addresses what is in them.
+_TABLES = ("protocol_set", "optim")
+
+
+class GroupSettings(Config):
+    """How one group of learned tensors is optimised; what is not given is decided by its owner."""
+
+    lr: float | None = Field(None, gt=0, description="step size")
+    momentum: float | None = Field(None, ge=0, lt=1, description="SGD momentum")
 
 
 class RunConfig(Config):
@@ -43,6 +53,9 @@ class RunConfig(Config):
     iterations: int = Field(1000, ge=0, description="outer iterations")
     lr: float = Field(0.1, gt=0, description="step size of the synthetic set")
     momentum: float = Field(0.5, ge=0, lt=1, description="SGD momentum of the synthetic set")
+    optim: dict[str, GroupSettings] = Field(
+        default_factory=dict, description="settings of single groups of learned tensors, by name of the group"
+    )
     clip: float | None = Field(None, gt=0, description="largest L2 norm of the gradients of one update")
     seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of everything random")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
@@ -58,7 +71,7 @@ class RunConfig(Config):
     )
 
     @model_validator(mode="after")
-    def _one_budget(self) -> Self:
+    def _fits_together(self) -> Self:
         if self.ipc is not None and self.budget is not None:
             raise ValueError("give either ipc or budget, not both")
         if self.budget is not None:
@@ -101,11 +114,12 @@ def apply_overrides(values: dict[str, Any], overrides: Mapping[str, str]) -> dic
 
     Args:
         values: Settings by name; specs as text.
-        overrides: By dotted key: `matcher.metric`, `param.NAME.option` for one of a stack, `protocol.epochs`, or a
-            setting's own name such as `clip`.
+        overrides: By dotted key: `matcher.metric`, `param.NAME.option` for one of a stack, `protocol.epochs`,
+            `optim.GROUP.lr`, or a setting's own name such as `clip`.
 
     Raises:
         UsageError: For a key that addresses nothing.
+        ConfigError: For a setting of a group that there is none of, or a wrong value.
     """
     values = dict(values)
     for key, value in overrides.items():
@@ -115,13 +129,18 @@ def apply_overrides(values: dict[str, Any], overrides: Mapping[str, str]) -> dic
             values[role] = str(_with_option(stack, rest, value, f"--set {key}"))
         elif role == "protocol" and rest:
             values["protocol_set"] = {**values.get("protocol_set", {}), rest: value}
-        elif key in RunConfig.model_fields:
+        elif role == "optim" and rest.count("."):
+            group, _, setting = rest.rpartition(".")
+            validate_mapping(GroupSettings, {setting: value}, f"--set optim.{group}")
+            groups = values.get("optim", {})
+            values["optim"] = {**groups, group: {**dict(groups.get(group, {})), setting: value}}
+        elif key in RunConfig.model_fields and key not in _TABLES:
             values[key] = value
         else:
-            roles = ", ".join(f"{r}.OPTION" for r in (*SPEC_ROLES, "protocol"))
+            roles = ", ".join([*(f"{r}.OPTION" for r in (*SPEC_ROLES, "protocol")), "optim.GROUP.lr"])
             raise UsageError(
                 f"--set {key}={value}: '{key}' addresses nothing\n"
-                f"  use {roles}, or one of {', '.join(RunConfig.model_fields)}"
+                f"  use {roles}, or one of {', '.join(f for f in RunConfig.model_fields if f not in _TABLES)}"
             )
     return values
 

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from dcf.augmenter import Augmenter, ChainAugmenter
-from dcf.build import create, create_stack, describe_config
+from dcf.build import create, create_stack, stacked
 from dcf.components import Kind
 from dcf.context import Context
 from dcf.data.real import RealData
 from dcf.engine import Engine, Progress, estimate_chunk
-from dcf.errors import BudgetError, RunError
+from dcf.errors import BudgetError, DcfError, RunError
 from dcf.matcher import Matcher
 from dcf.networks.base import NetworkFactory
 from dcf.networks.preflight import preflight_double_backward
@@ -33,7 +33,7 @@ from dcf.seeding import generator
 from dcf.spec import parse
 from dcf.synthetic import FORMAT, SyntheticSet
 
-__all__ = ["Session", "interruptible", "make_augmenter", "resolve_iterations"]
+__all__ = ["Session", "interruptible", "make_augmenter"]
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +46,6 @@ def make_augmenter(what: Any, flag: str = "--augment") -> Augmenter:
     parts = create_stack(Kind.AUGMENTER, what, flag)
     made: Augmenter = parts[0] if len(parts) == 1 else ChainAugmenter(parts)
     return made
-
-
-def resolve_iterations(config: RunConfig) -> int:
-    """Outer iterations that will be run."""
-    return config.iterations
 
 
 @dataclass
@@ -111,7 +106,7 @@ class Session:
         self._allocate()
         self._preflight()
         self.ctx = Context(data, self.param, self.networks, self.augmenter, config.seed, self._class_chunk())
-        self.engine = Engine(self.ctx, self.matcher, config.lr, config.momentum, config.clip)
+        self.engine = Engine(self.ctx, self.matcher, config.lr, config.momentum, config.clip, config.optim)
 
     # --- building --------------------------------------------------------------------------------
 
@@ -129,7 +124,7 @@ class Session:
         """Give the set its starting values."""
         draw = generator(self.config.seed, "init")
         images = self.selector.images(self.data, self.param.view_class, draw)
-        self.param.absorb(images)
+        self.param.absorb(images, generator(self.config.seed, "absorb"))
 
     def _preflight(self) -> None:
         if "double-backward" in self.matcher.needs and self.networks.needs_preflight:
@@ -179,7 +174,7 @@ class Session:
             Iterations that are done.
         """
         start = self._restore(directory)
-        iterations = resolve_iterations(self.config)
+        iterations = self.config.iterations
         recorder = _Recorder(self, directory, on_step)
         if start == 0:
             recorder.checkpoint(0)
@@ -190,6 +185,7 @@ class Session:
     def _restore(self, directory: RunDir | None) -> int:
         found = directory.newest_checkpoint() if directory is not None else None
         if directory is None or found is None:
+            self.engine.prepare()
             self.initialise()
             return 0
         it, state, facts = found
@@ -197,6 +193,7 @@ class Session:
             raise RunError(
                 f"'{directory.path}' was run on other data: the dataset '{self.config.data}' has changed since"
             )
+        self.engine.prepare()
         self.engine.load_state_dict(state)
         directory.truncate_metrics(it)
         return it
@@ -220,16 +217,19 @@ class Session:
             for spec in stack:
                 try:
                     plugin = registry().find(SPEC_ROLES[role], spec).plugin
-                except Exception:  # noqa: S112  an object of no plugin; there is nothing to name
+                except DcfError:  # an object of no plugin: there is nothing to name
                     continue
                 packages[f"{SPEC_ROLES[role]}:{spec.name}"] = f"{plugin.distribution} {plugin.version}"
         return {
             "run": {k: v for k, v in config.model_dump(mode="json").items() if k not in SPEC_ROLES},
             "options": {
-                "matcher": describe_config(self.matcher.config),
-                "param": describe_config(self.param.config),
-                "augment": describe_config(self.augmenter.config),
-                "network": describe_config(self.networks.config),
+                role: [part.config.model_dump(mode="json") for part in stacked(made)]
+                for role, made in (
+                    ("matcher", self.matcher),
+                    ("param", self.param),
+                    ("augment", self.augmenter),
+                    ("network", self.networks),
+                )
             },
             "packages": packages,
             "data": {

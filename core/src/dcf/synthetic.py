@@ -115,7 +115,13 @@ class SyntheticSet(Dataset[tuple[Any, Any]]):
 
         Raises:
             RunError: When it cannot be written.
+            PluginError: When the parameterization stores a tensor under the name that the file keeps for classes.
         """
+        if _LABELS in self.param.state_dict():
+            raise PluginError(
+                f"{type(self.param).__name__} stores a tensor called '{_LABELS}', which in a file holds the class of "
+                "each item; expected another name, such as 'soft_labels'"
+            )
         tensors = {**self.param.state_dict(), _LABELS: self.param.item_class}
         write_tensors(path, tensors, {f"dcf.{k}": _dump(v) for k, v in self.describe().items()})
 
@@ -214,8 +220,10 @@ def _checked_views(param: Parameterization, spec: DataSpec, path: Path) -> None:
 
 def _parameterization(meta: Mapping[str, Any], path: Path) -> Parameterization:
     text = str(meta["config"].get("param", ""))
+    # What was in force when the set was made: defaults of a component may have changed since.
+    options = meta.get("options", {}).get("param")
     try:
-        made: Parameterization = create_stack(Kind.PARAM, text, "")[-1]
+        made: Parameterization = create_stack(Kind.PARAM, text, "", options if isinstance(options, list) else None)[-1]
     except Exception as error:  # a plugin's code: whatever it raises is why the set cannot be decoded
         raise PluginError(_missing(meta, text, path, error)) from None
     return made

@@ -77,10 +77,10 @@ class Step(NamedTuple):
 
 @dataclass
 class ParamGroup:
-    """Tensors that share one optimiser setting.
+    """Tensors that share one optimiser setting; `--set optim.NAME.lr=...` and `.momentum` win over all of them.
 
     Args:
-        name: Name of the group, such as `images`; `--set optim.NAME.lr=...` addresses it.
+        name: Name of the group, such as `images`.
         params: Leaf tensors that require gradients.
         lr: Step size; None takes the run's (`--lr`, else the matcher's default).
         momentum: Of SGD; None takes the run's.

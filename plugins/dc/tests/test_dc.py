@@ -8,10 +8,12 @@ import torch
 import dcf
 from dcf.context import Context
 from dcf.engine import Engine
+from dcf.matching import class_gradients, gradient_distance
 from dcf.networks.convnet import ConvNetFactory
 from dcf.networks.options import ConvNetConfig
 from dcf.recipes import load_recipe
-from dcf.testing import fake_context, fake_data
+from dcf.testing import SoftPixels, fake_context, fake_data
+from dcf.testing.fakes import filled
 from dcf_dc.matcher import DC, loops
 
 
@@ -136,6 +138,21 @@ def test_matching_gradients_brings_the_synthetic_gradients_closer():
     ctx.param.absorb(torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
     losses = [engine.iterate(it).read()[0] for it in range(40)]
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+
+
+def test_soft_labels_of_the_set_are_matched_and_learned():
+    data = fake_data(classes=3)
+    param = filled(SoftPixels(), data, 1)
+    ctx, classes = fake_context(data=data, param=param), torch.arange(3)
+    matcher, net = DC(), ctx.network()
+    soft = param.labels(torch.arange(3)).requires_grad_()
+    param.labels = lambda index: soft[index]
+    loss = matcher.loss(ctx, net, classes, 0)
+    real = ctx.real(classes, matcher.config.batch_real, "match", 0)
+    wanted = class_gradients(net, real, ctx.labels(classes, real.shape[1]))
+    found = class_gradients(net, ctx.synthetic(classes), soft[:, None], create_graph=True)
+    assert torch.allclose(loss, gradient_distance(found, wanted))
+    assert torch.autograd.grad(loss.sum(), soft)[0].abs().sum() > 0
 
 
 def test_recipe_has_the_published_settings():

@@ -131,7 +131,7 @@ def filled(param: Parameterization, data: RealData, items: int = 2, init: Tensor
     param.to(data.train.device)
     if init is None:
         init = Random().images(data, param.view_class, generator(0, "fake init"))
-    param.absorb(init)
+    param.absorb(init, generator(0, "fake absorb"))
     return param
 
 

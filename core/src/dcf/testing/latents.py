@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from dcf.seeding import generator
 from dcf.testing.fakes import fake_data, filled
 from dcf.testing.params import views
 from dcf.testing.subject import Check, CheckSkipped, Subject, require, same
@@ -14,15 +15,15 @@ __all__ = ["CHECKS"]
 
 
 def check_absorbing_is_deterministic(subject: Subject) -> None:
-    """The same images give the same stored tensors, finite ones, and are not modified."""
+    """The same images and generator give the same stored tensors, finite ones; the images are not modified."""
     data = fake_data()
     images = data.train.images(torch.arange(len(data.train)))
     params = []
     for _ in range(2):
         param = filled(subject.make(), data)
-        start = images[: len(param.view_class)].clone()
+        start = images[views(param) % len(images)]
         given = start.clone()
-        param.absorb(given)
+        param.absorb(given, generator(0, "absorb"))
         require(torch.equal(given, start), "absorbing modifies the images it is given")
         params.append({k: v.clone() for k, v in param.state_dict().items()})
     require(same(*params), "absorbing the same images twice gives different tensors")

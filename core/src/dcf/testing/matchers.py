@@ -56,7 +56,7 @@ def engine_of(
 
 def steps(engine: Engine) -> Iterator[Step]:
     """The first outer iteration, step by step; nothing is differentiated or moved."""
-    engine.matcher.prepare(engine.ctx)
+    engine.prepare()
     engine.ctx.begin(0)
     yield from engine.matcher.outer(engine.ctx, 0)
 
@@ -176,7 +176,7 @@ def check_resuming_changes_nothing(subject: Subject) -> None:
         path = Path(folder) / "checkpoint.safetensors"
         write_tensors(path, first.state_dict(), {})
         state, _ = read_tensors(path)
-    second.matcher.prepare(second.ctx)
+    second.prepare()
     second.load_state_dict(state)
     second.run(1, 2)
     require(

@@ -42,6 +42,7 @@ class DC(dcf.Matcher):
 
     Config = DCConfig
 
+    reads: ClassVar[frozenset[str]] = frozenset({"images", "labels"})
     needs: ClassVar[frozenset[str]] = frozenset({"double-backward"})
     defaults: ClassVar[dcf.MatcherDefaults] = dcf.MatcherDefaults(iterations=1000, lr=0.1, momentum=0.5, init="noise")
 
@@ -71,7 +72,8 @@ class DC(dcf.Matcher):
         chunk's graph is alive at a time.
         """
         if net.batch_norms:
-            images = ctx.real(ctx.all_classes().classes, self.config.bn_images, "bn", step)
+            every = torch.arange(ctx.spec.num_classes, device=ctx.device)
+            images = ctx.real(every, self.config.bn_images, "bn", step)
             batch_norm_statistics(net, images.flatten(0, 1), self.config.bn)
         for chunk in ctx.chunks():
             yield dcf.Step(self.loss(ctx, net, chunk.classes, step).sum(), update=chunk.last)
@@ -81,5 +83,5 @@ class DC(dcf.Matcher):
         real, syn = ctx.real(classes, self.config.batch_real, "match", step), ctx.synthetic(classes)
         real, syn = ctx.siamese(classes, real, syn, step)
         wanted = class_gradients(net, real, ctx.labels(classes, real.shape[1]))
-        found = class_gradients(net, syn, ctx.labels(classes, syn.shape[1]), create_graph=True)
+        found = class_gradients(net, syn, ctx.synthetic_labels(classes), create_graph=True)
         return gradient_distance(found, wanted, self.config.metric)
