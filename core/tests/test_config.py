@@ -149,3 +149,12 @@ def test_rows_describe_every_option():
     assert rows["r"].type == "int >= 1"
     assert (rows["init"].default, rows["init"].description) == ("svd", "starting values")
     assert options_summary(Config) == "none"
+
+
+def test_a_number_beyond_32_bits_is_refused():
+    class Sizes(Config):
+        scale: float = 1.0
+
+    with pytest.raises(ConfigError, match="larger than a float of 32 bits"):
+        validate(Sizes, parse_one("sizes:scale=1e39"))
+    assert validate(Sizes, parse_one("sizes:scale=3e38")).scale == 3e38

@@ -340,7 +340,8 @@ def test_an_unknown_baseline_is_a_usage_error(data):
 
 @pytest.fixture
 def any_network(monkeypatch):
-    monkeypatch.setattr("dcf.evaluation.cross_arch.pool_specs", list)
+    for module in ("cross_arch", "options"):
+        monkeypatch.setattr(f"dcf.evaluation.{module}.pool_specs", list)
 
 
 def test_cross_arch_reports_each_network_and_the_gap(data, any_network):

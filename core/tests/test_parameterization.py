@@ -16,6 +16,8 @@ from dcf.engine import Engine
 from dcf.matcher import Matcher
 from dcf.parameterization import Parameterization
 from dcf.pixels import Pixels
+from dcf.resolve import resolve
+from dcf.run import prepare
 from dcf.runconfig import RunConfig
 from dcf.session import Session
 from dcf.synthetic import load
@@ -268,3 +270,15 @@ def test_the_base_asks_for_the_images_and_nothing_else():
     param.allocate(fake_spec(), torch.tensor([0, 1]))
     assert [(g.name, len(g.params)) for g in param.param_groups()] == [("images", 1)]
     assert param.aux() == []
+
+
+def test_settings_that_suit_a_parameterization_win_over_the_matchers_only():
+    class Suited(Pixels):
+        defaults = {"init": "random", "lr": 7.0, "iterations": 3}
+
+    class Method(Matcher):
+        defaults = dcf.MatcherDefaults(iterations=9, lr=0.1, momentum=0.25, init="noise")
+
+    asked = {"matcher": Method(), "param": Suited(), "data": fake_data(), "iterations": 5}
+    config = prepare(resolve(asked)).config
+    assert (config.init, config.lr, config.momentum, config.iterations) == ("random", 7.0, 0.25, 5)

@@ -1,6 +1,7 @@
 """Discovery: broken, incompatible and conflicting plugins are contained, named, and never win silently."""
 
 import sys
+from importlib import metadata
 from types import SimpleNamespace
 
 import pytest
@@ -329,3 +330,25 @@ def test_damaged_metadata_does_not_hide_the_others(tmp_path, monkeypatch):
     reg = Registry.discover({})
     assert "pixels" in reg.names("param")
     assert any(p.plugin == "damaged" for p in reg.problems)
+
+
+def test_component_that_cannot_be_imported_says_why(tmp_path, monkeypatch):
+    (tmp_path / "half_a_plugin.py").write_text("raise RuntimeError('no\\nsuch thing')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(dcf.PluginError, match="param.* 'x' cannot be loaded\n.*RuntimeError: no such thing"):
+        Component("param", "x", "half_a_plugin:X", "made for a test").load()
+
+
+def test_options_that_are_no_config_are_a_problem_of_the_plugin(monkeypatch):
+    broken = Component("param", "x", "json:JSONDecoder", "made for a test", config="json:JSONDecoder")
+    with pytest.raises(dcf.PluginError, match="gives no options"):
+        broken.load_config()
+
+
+def test_what_a_plugin_prints_does_not_reach_stdout(tmp_path, monkeypatch, capsys):
+    (tmp_path / "chatty_plugin.py").write_text("print('hello')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = metadata.EntryPoint("chatty", "chatty_plugin", "dcf")
+    Candidate("chatty", "dcf-chatty", "1", (), entry_point=found).load()
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "hello\n")

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from dcf.config import Config
+from dcf.errors import DcfError, PluginError
 
 __all__ = ["Component", "Kind"]
 
@@ -76,12 +77,23 @@ class Component:
             ) from None
 
     def load(self) -> Any:
-        """Import and return the class behind `target`."""
-        return _attribute(self.target)
+        """Import and return the class behind `target`.
+
+        Raises:
+            PluginError: When it cannot be imported.
+        """
+        return self._import(self.target)
 
     def load_config(self) -> type[Config]:
-        """The class of the options; imports the component only where `config` does not name it."""
-        return _attribute(self.config) if self.config else self.load().Config  # type: ignore[no-any-return]
+        """The class of the options; imports the component only where `config` does not name it.
+
+        Raises:
+            PluginError: When there is none, or it cannot be imported.
+        """
+        found = self._import(self.config) if self.config else getattr(self.load(), "Config", None)
+        if not (isinstance(found, type) and issubclass(found, Config)):
+            raise self._broken(f"'{self.config or self.target}' gives no options, which are a dcf.Config")
+        return found
 
     def read_text(self) -> str:
         """The contents of a `"package:path"` target."""
@@ -89,6 +101,19 @@ class Component:
 
         package, _, path = self.target.partition(":")
         return files(package).joinpath(path).read_text(encoding="utf-8")
+
+    def _import(self, target: str) -> Any:
+        # A plugin is other people's code: whatever its import raises is the reason why it cannot be used.
+        try:
+            return _attribute(target)
+        except DcfError:
+            raise
+        except (Exception, SystemExit) as error:
+            text = " ".join(str(error).split())
+            raise self._broken(f"the import of '{target}' failed: {type(error).__name__}: {text}") from error
+
+    def _broken(self, reason: str) -> PluginError:
+        return PluginError(f"{Kind(self.kind).noun} '{self.name}' cannot be loaded\n  reason: {reason}")
 
 
 def _attribute(target: str) -> Any:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 from dcf.errors import ConfigError
 from dcf.spec import Spec
 
-__all__ = ["Config", "FieldRow", "field_rows", "options_summary", "validate", "validate_mapping"]
+__all__ = ["Config", "FieldRow", "field_rows", "options_summary", "validate", "validate_mapping", "value_text"]
+
+#: Largest number of 32 bits: what components compute with.
+_LARGEST: Final = 3.4028234e38
+_BEYOND: Final = "beyond_float32"
 
 
 class Config(BaseModel):
@@ -28,6 +33,17 @@ class Config(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=False, allow_inf_nan=False
     )
+
+    @field_validator("*")
+    @classmethod
+    def _is_computable(cls, value: Any) -> Any:
+        if any(isinstance(v, float) and abs(v) > _LARGEST for v in _flat(value)):
+            raise PydanticCustomError(_BEYOND, "larger than a float of 32 bits")
+        return value
+
+
+def _flat(value: Any) -> Iterable[Any]:
+    return value if isinstance(value, (list, tuple)) else (value,)
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -50,7 +66,7 @@ def field_rows(config: type[Config]) -> list[FieldRow]:
         FieldRow(
             name,
             _type_text(info),
-            "" if info.is_required() else _value_text(info.get_default(call_default_factory=True)),
+            "" if info.is_required() else value_text(info.get_default(call_default_factory=True)),
             info.description or "",
             info.is_required(),
         )
@@ -124,13 +140,15 @@ def _wrong_value(info: FieldInfo | None, spec: Spec, key: str, detail: Mapping[s
     if info is None or detail["type"] in ("value_error", "assertion_error"):
         reason = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
         return f"{spec.name}{'.' + key if key else ''}: {reason}"
-    got = "''" if detail.get("input") == "" else repr(_value_text(detail.get("input")))
-    return f"{spec.name}: option '{key}' expects {_type_text(info)}, got {got}"
+    got = "''" if detail.get("input") == "" else repr(value_text(detail.get("input")))
+    why = f", which is {detail['msg']}" if detail["type"] == _BEYOND else ""
+    return f"{spec.name}: option '{key}' expects {_type_text(info)}, got {got}{why}"
 
 
-def _value_text(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """A value as the spec language writes it."""
     if isinstance(value, (list, tuple)):
-        return f"[{','.join(map(_value_text, value))}]"
+        return f"[{','.join(map(value_text, value))}]"
     if isinstance(value, bool):
         return str(value).lower()
     return "''" if value == "" else str(value)

@@ -21,6 +21,8 @@ _TABLES: Final = ("config", "data", "environment", "hints", "options", "packages
 #: Characters of one entry of `config`, such as a spec, and levels that a value may be nested: what nobody needs.
 _LONGEST: Final = 4096
 _DEEPEST: Final = 32
+#: Networks that an evaluation trains at most.
+_MOST_NETWORKS: Final = 10_000
 
 
 def read_metadata(path: Path | str) -> dict[str, Any]:
@@ -76,12 +78,12 @@ def _misplaced(decoded: Mapping[str, Any]) -> Iterator[str]:
     if isinstance(run, dict):
         if not isinstance(run.get("protocol_set", {}), dict):
             yield "run.protocol_set"
-        if run.get("networks") is not None and not _is_count(run["networks"], 1):
+        if run.get("networks") is not None and not _is_count(run["networks"], 1, _MOST_NETWORKS):
             yield "run.networks"
 
 
-def _is_count(value: Any, least: int) -> bool:
-    return type(value) is int and least <= value < 2**63
+def _is_count(value: Any, least: int, most: int = 2**63 - 1) -> bool:
+    return type(value) is int and least <= value <= most
 
 
 def _require_plain(value: Any) -> None:

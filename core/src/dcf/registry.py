@@ -11,8 +11,10 @@ import difflib
 import logging
 import os
 import re
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
@@ -28,7 +30,7 @@ from dcf.components import Component, Kind
 from dcf.errors import PluginError, SpecError
 from dcf.spec import Spec
 
-__all__ = ["GROUP", "Plugin", "Problem", "Registered", "Registry", "registry"]
+__all__ = ["GROUP", "Plugin", "Problem", "Registered", "Registry", "is_strict", "registry"]
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +85,9 @@ class Candidate:
     module: ModuleType | Any = None
 
     def load(self) -> Any:
-        """Import the plugin's module."""
-        return self.module if self.entry_point is None else self.entry_point.load()
+        """Import the plugin's module; what it prints goes to stderr, because stdout is the result."""
+        with redirect_stdout(sys.stderr):
+            return self.module if self.entry_point is None else self.entry_point.load()
 
 
 @dataclass
@@ -123,7 +126,7 @@ class Registry:
         for candidate in chosen:
             self._add(candidate, [c.distribution for c in chosen if c.name == candidate.name])
         self._mark_conflicts()
-        if self.problems and environ.get("DCF_STRICT", "") not in ("", "0"):
+        if self.problems and is_strict(environ):
             raise PluginError(f"{self.problems[0]} (DCF_STRICT is set)")
         return self
 
@@ -285,6 +288,11 @@ def _incompatible(requires: Iterable[str]) -> str:
         if ours and applies and not requirement.specifier.contains(__version__, prereleases=True):
             return f"needs dcf-core {requirement.specifier}; found {__version__}"
     return ""
+
+
+def is_strict(environ: Mapping[str, str]) -> bool:
+    """Whether `DCF_STRICT` turns problems of plugins into errors."""
+    return environ.get("DCF_STRICT", "") not in ("", "0")
 
 
 def _names(environ: Mapping[str, str], variable: str) -> tuple[str, ...] | None:

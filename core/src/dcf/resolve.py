@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dcf.build import check, spec_text
-from dcf.config import validate_mapping
+from dcf.config import validate_mapping, value_text
 from dcf.errors import BudgetError, ConfigError, UsageError
 from dcf.evaluation.protocol import load_protocol
 from dcf.recipes import load_recipe, starter
@@ -33,7 +33,7 @@ class Request:
 
 
 def resolve(
-    options: Mapping[str, Any], recipe: str | None = None, overrides: Mapping[str, str] | None = None
+    options: Mapping[str, Any], recipe: str | None = None, overrides: Mapping[str, Any] | None = None
 ) -> Request:
     """Merge recipe and options, and check everything that can be checked without torch.
 
@@ -51,7 +51,7 @@ def resolve(
     base = _recipe_settings(given, recipe)
     if "ipc" in given or "budget" in given:
         base = {k: v for k, v in base.items() if k not in ("ipc", "budget")}
-    settings = apply_overrides({**base, **given}, overrides or {})
+    settings = apply_overrides({**base, **given}, {k: value_text(v) for k, v in (overrides or {}).items()})
     for role, kind in SPEC_ROLES.items():
         if role in settings and role not in objects:
             settings[role] = str(check(kind, str(settings[role]), _FLAGS.get(role)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from dcf.build import create, spec_text
+from dcf.build import create, create_stack, spec_text, stacked
 from dcf.components import Kind
 from dcf.data.real import RealData
 from dcf.engine import Progress
@@ -93,7 +93,7 @@ def condense(
     recipe: str | None = None,
     out: Path | str | None = None,
     force: bool = False,
-    overrides: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
     on_step: Callable[[Progress], None] | None = None,
     **options: Any,
 ) -> SyntheticSet:
@@ -131,12 +131,17 @@ def prepare(request: Request, listener: Listener | None = None) -> Prepared:
     listener = listener or Listener()
     settings = request.settings
     device = select_device(str(settings.get("device", "auto")))
+    # Before the data, which may take long: what cannot be made is said at once.
+    matcher: Matcher = create(Kind.MATCHER, request.objects.get("matcher", settings.get("matcher", "none")))
+    param = create_stack(Kind.PARAM, request.objects.get("param", settings.get("param", "pixels")))[-1]
+    suited = {key: value for part in stacked(param) for key, value in part.defaults.items()}
     text = str(settings.get("data", RunConfig.model_fields["data"].default))
     listener.stage(f"loading {text}")
     data = _load_data(request.objects.get("data", text))
-    matcher: Matcher = create(Kind.MATCHER, request.objects.get("matcher", settings.get("matcher", "none")))
-    config = complete(request, data.hints, matcher.defaults)
+    config = complete(request, {**suited, **data.hints}, matcher.defaults)
     config = config.model_copy(update={"device": str(device)})
+    if config.evaluate and not len(data.test):
+        raise DataError(f"the data '{data.id}' have no test images to evaluate on; add some, or pass --no-eval")
     return Prepared(config, data.to(device), matcher, request.objects)
 
 
@@ -218,6 +223,8 @@ def evaluate(
     """
     many = [file] if isinstance(file, (str, Path, SyntheticSet)) else list(file)
     sets = [s if isinstance(s, SyntheticSet) else load(s) for s in many]
+    if not sets:
+        raise UsageError("expected at least one set to evaluate, got none")
     first, listener = sets[0], listener or Listener()
     target = select_device(device)
     listener.stage("loading the data")
@@ -310,9 +317,15 @@ def _data_of(synthetic: SyntheticSet, given: Any) -> RealData:
         return _load_data(_without_download(text))
     except DataError as error:
         raise DataError(
-            f"the data of this set are not here: {error}\n"
-            f"  say where they are: --data {text.partition(':')[0]}:root=DIR"
+            f"the data of this set are not here: {error}\n  say where they are: --data {_place_of(text)}"
         ) from None
+
+
+def _place_of(text: str) -> str:
+    """How to say where a dataset is."""
+    name = parse_one(text).name
+    fields = registry().find(Kind.DATASET, name).component.load_config().model_fields
+    return next((f"{name}:{key}=DIR" for key in ("root", "path") if key in fields), "SPEC")
 
 
 def _without_download(text: str) -> str:
@@ -323,13 +336,17 @@ def _without_download(text: str) -> str:
     return str(Spec(spec.name, (*kept, Option("download", "false")))) if "download" in known else text
 
 
+def _some(names: Sequence[str]) -> list[str]:
+    return [name[:40] for name in names[:5]]
+
+
 def _check_matches(synthetic: SyntheticSet, real: RealData) -> None:
     ours, theirs = synthetic.spec, real.spec
     if ours.shape != theirs.shape:
         raise EvaluationError(f"the set has images of {ours.shape}, the data of {theirs.shape}")
     if ours.classes != theirs.classes:
         raise EvaluationError(
-            f"the set and the data have different classes: {list(ours.classes)[:5]} and {list(theirs.classes)[:5]}"
+            f"the set and the data have different classes: {_some(ours.classes)} and {_some(theirs.classes)}"
         )
     if ours.space != theirs.space:
         raise EvaluationError(

@@ -64,7 +64,9 @@ class RunConfig(Config):
     checkpoint_every: int = Field(20, ge=1, description="outer iterations between two checkpoints")
     protocol: str = Field("dcf-std@1", description="evaluation protocol")
     protocol_set: dict[str, Any] = Field(default_factory=dict, description="protocol settings that were changed")
-    networks: int | None = Field(None, ge=1, description="evaluation networks; the protocol's number by default")
+    networks: int | None = Field(
+        None, ge=1, le=10_000, description="evaluation networks; the protocol's number by default"
+    )
     evaluate: bool = Field(True, description="whether the finished set is evaluated")
     baselines: tuple[Literal["random", "whole"], ...] | Literal["auto"] = Field(
         "auto", description="rows beside the result: random (equal bytes), whole (training set)"
@@ -77,7 +79,7 @@ class RunConfig(Config):
         if self.budget is not None:
             parse_budget(self.budget)
         if isinstance(self.class_chunk, int) and self.class_chunk < 1:
-            raise ValueError("class_chunk expects 'auto' or an int >= 1")
+            raise ValueError("option 'class_chunk' expects 'auto' or an int >= 1")
         return self
 
     def floats(self, image_floats: int, classes: int) -> int:
@@ -212,7 +214,7 @@ def from_toml(path: Path) -> RunConfig:
     except FileNotFoundError:
         raise RunError(f"'{path.parent}' is not a run directory: it has no config.toml") from None
     except (OSError, UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
-        raise RunError(f"cannot read '{path}': {error}") from None
+        raise RunError(f"cannot read '{path}': {getattr(error, 'strerror', None) or error}") from None
     try:
         return validate_mapping(RunConfig, values, "config.toml")
     except SpecError as error:

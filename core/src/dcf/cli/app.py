@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +12,8 @@ from typer.main import get_command
 from dcf import __version__
 from dcf.cli import check, condense, data, doctor, evaluate, info, plugins, recipes
 from dcf.cli.console import setup_logging
-from dcf.registry import Problem, Registry, registry
+from dcf.errors import PluginError
+from dcf.registry import Problem, Registry, is_strict, registry
 
 __all__ = ["add_plugin_commands", "build"]
 
@@ -19,7 +21,11 @@ log = logging.getLogger(__name__)
 
 
 def build(reg: Registry | None = None) -> typer.Typer:
-    """The whole application, with the commands of the plugins of `reg` (those installed, by default)."""
+    """The whole application, with the commands of the plugins of `reg` (those installed, by default).
+
+    Raises:
+        PluginError: When the commands of a plugin cannot be used and `DCF_STRICT` is set.
+    """
     reg = reg or registry()
     app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, callback=_start)
     for module in (condense, evaluate, plugins, info, recipes, check, data, doctor):
@@ -46,6 +52,8 @@ def add_plugin_commands(app: typer.Typer, reg: Registry) -> None:
             text = " ".join(str(error).split())
             reason = f"its hook dcf_commands failed: {type(error).__name__}: {text}"
             reg.problems.append(Problem(plugin.name, plugin.distribution, plugin.version, reason))
+            if is_strict(os.environ):
+                raise PluginError(f"{reg.problems[-1]} (DCF_STRICT is set)") from None
             continue
         app.registered_commands.extend(added.registered_commands)
         app.registered_groups.extend(added.registered_groups)

@@ -90,7 +90,7 @@ def condense(
     changes = common.set_options(change or ())
     if epochs is not None:
         # Exactly so many: a protocol's least number of steps would otherwise raise them on a small set.
-        changes = {"protocol.steps_min": "0", **changes, "protocol.epochs": epochs}
+        changes = {"protocol.steps_min": "0", "protocol.epochs": epochs, **changes}
     request = _request(given, recipe, changes)
     if dry_run:
         _plan(request, json)

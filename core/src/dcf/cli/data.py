@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +12,7 @@ from dcf import build
 from dcf.cli.console import clean, print_json, stdout
 from dcf.cli.options import AsJson
 from dcf.components import Kind
+from dcf.registry import registry
 from dcf.spec import Option, Spec
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ def check(
 
 
 def _as_spec(text: str) -> str:
-    """A path that is a directory, as a spec of it."""
-    if (os.sep in text or text.startswith(".")) and Path(text).is_dir():
+    """A path that is a directory, as a spec of it; the name of a dataset stays one."""
+    if Path(text).is_dir() and text not in registry().names(Kind.DATASET):
         return str(Spec("folder", (Option("path", text),)))
     return text
 

@@ -62,7 +62,8 @@ def explain(problem: BaseException) -> tuple[str, int]:
     if hasattr(problem, "format_message"):
         return _usage(problem), int(getattr(problem, "exit_code", 2))
     if _out_of_memory(problem):
-        return f"out of memory: {_first_line(problem)}\n  work on fewer classes at once: --class-chunk N", 1
+        advice = "try a smaller network or batch, or, to condense, fewer classes at once: --class-chunk N"
+        return f"out of memory: {_first_line(problem)}\n  {advice}", 1
     if isinstance(problem, OSError):
         where = f" '{problem.filename}'" if problem.filename is not None else ""
         return f"{problem.strerror or type(problem).__name__}{':' if where else ''}{where}", 1

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 class Settings(Config):
     """What `dcf evaluate` takes beside components."""
 
-    networks: int | None = Field(None, ge=1, description="networks a set")
+    networks: int | None = Field(None, ge=1, le=10_000, description="networks a set")
     epochs: int | None = Field(None, ge=1, description="epochs instead of the protocol's")
     seed: int | None = Field(None, ge=0, le=2**63 - 1, description="seed of the evaluation")
     precision: Literal["default", "strict"] = Field("default", description="strict: fp32 everywhere")
@@ -65,6 +65,8 @@ def evaluate(
     """Train networks on condensed sets and test them on real images; a file says itself how."""
     rows = common.baseline_rows(baselines)
     common.require_device_name(device)
+    if out is not None and out.is_dir():
+        raise UsageError(f"--out {out}: expected a file to write, got a directory")
     settings = _settings({"networks": nets, "epochs": epochs, "seed": seed, "precision": precision})
     for kind, text in ((Kind.EVALUATOR, evaluator), (Kind.DATASET, data), (Kind.NETWORK, network)):
         if text is not None:
@@ -128,10 +130,11 @@ def _evaluate(paths: list[Path], out: Path | None, as_json: bool, **how: Any) ->
     sets = [load(path) for path in paths]
     with RunProgress() as progress:
         report = run_evaluation(sets, listener=progress, **how)
-    if out is not None:
-        atomic_write(out, report.text() + "\n")
-        log.info("report written to %s", out)
     if as_json:
         print_json(report.to_json())
     else:
         show_report(report, sets[0].spec.num_classes)
+    # Last: what was measured is shown even where it cannot be written.
+    if out is not None:
+        atomic_write(out, report.text() + "\n")
+        log.info("report written to %s", out)

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from dcf.errors import SpecError
 from dcf.evaluation.context import EvalContext
 from dcf.evaluation.fit import Measured, set_row
-from dcf.evaluation.options import CrossArchConfig
+from dcf.evaluation.options import CrossArchConfig, pool_specs
 from dcf.evaluation.report import Report
 from dcf.evaluation.train import baseline_rows, build_report
 from dcf.evaluator import Evaluator
@@ -31,7 +30,6 @@ class CrossArch(Evaluator):
 
         Raises:
             EvaluationError: When the sets do not fit the data or the protocol.
-            SpecError: When the pool names something that is no pool and no network.
         """
         start = time.perf_counter()
         ctx.check(sets)
@@ -50,31 +48,6 @@ def _by_name(rows: Sequence[Measured]) -> dict[str, list[Measured]]:
     for measured in rows:
         groups.setdefault(measured.row.name, []).append(measured)
     return groups
-
-
-def pool_specs(pool: Sequence[str]) -> list[str]:
-    """Network specs of a pool: names of pools are replaced by their members, everything else is a spec.
-
-    Raises:
-        SpecError: When a single word is neither the name of a pool nor that of a network.
-    """
-    from dcf.networks.names import POOLS
-    from dcf.registry import registry
-    from dcf.spec import parse_one
-
-    specs: list[str] = []
-    for entry in pool:
-        if entry in POOLS:
-            specs.extend(POOLS[entry])
-            continue
-        try:
-            registry().find("network", parse_one(entry), "pool")
-        except SpecError as error:
-            raise SpecError(
-                error.message, error.text, error.span, [*error.hints, f"pools: {', '.join(sorted(POOLS))}"]
-            ) from None
-        specs.append(entry)
-    return specs
 
 
 def transfer(rows: Sequence[Measured], home: str) -> dict[str, float | str | None]:

@@ -54,10 +54,12 @@ class Protocol(Config):
     summary: str = Field("", description="one line for listings")
     paper: str = Field("", description="where the protocol comes from")
 
-    epochs: int = Field(ge=1, description="nominal number of epochs E")
+    epochs: int = Field(ge=1, le=1_000_000, description="nominal number of epochs E")
     extra_epoch: bool = Field(False, description="run epochs 0..E, as the published loops do, instead of E")
-    steps_min: int = Field(0, ge=0, description="train more epochs where E are fewer optimiser steps than this")
-    batch: int = Field(256, ge=1, description="images an optimiser step")
+    steps_min: int = Field(
+        0, ge=0, le=1_000_000, description="train more epochs where E are fewer optimiser steps than this"
+    )
+    batch: int = Field(256, ge=1, le=2**31 - 1, description="images an optimiser step")
 
     optimizer: Literal["sgd"] = Field("sgd", description="optimiser")
     lr: float | Literal["learned"] = Field(description="step size; 'learned': the one recorded in the set")
@@ -70,7 +72,7 @@ class Protocol(Config):
     augment: str = Field("none", description="'none', 'same' (the one recorded in the set) or a spec")
     augment_for: dict[str, str] = Field({}, description="augmentation by name of the data, before 'augment'")
     network: str = Field("same", description="'same' (the one recorded in the set) or a spec")
-    networks: int = Field(5, ge=1, description="networks trained for each set")
+    networks: int = Field(5, ge=1, le=10_000, description="networks trained for each set")
     labels: Literal["stored", "hard"] = Field("stored", description="'hard': soft labels become their largest class")
 
     original: dict[str, Any] = Field({}, description="values of the published protocol that were overridden")
