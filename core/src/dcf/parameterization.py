@@ -88,6 +88,8 @@ class Parameterization(nn.Module):
         drives: What is learnable: "images", "labels" or both.
         stackable: Whether it may stand to the right of another one.
         lossless: Whether decoding gives back the images that were absorbed.
+        defaults: Settings of a run that suit it, by name, such as `{"init": "random"}`. They win over the matcher's
+            own, and give way to the data's, the recipe's and the user's; of a stack, the right ones win.
     """
 
     #: Class of the options.
@@ -96,6 +98,7 @@ class Parameterization(nn.Module):
     drives: ClassVar[frozenset[str]] = frozenset({"images"})
     stackable: ClassVar[bool] = False
     lossless: ClassVar[bool] = False
+    defaults: ClassVar[Mapping[str, Any]] = {}
 
     item_class: Tensor
 
