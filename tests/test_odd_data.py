@@ -104,7 +104,7 @@ def test_one_picture_in_all_is_refused_with_advice(tmp_path):
 
 
 def test_budget_too_small_says_what_would_do():
-    with pytest.raises(dcf.BudgetError, match="the smallest that works is 384 floats"):
+    with pytest.raises(dcf.BudgetError, match="the smallest that works is bytes=1536"):
         condense(fake_data(), budget="bytes=100")
 
 

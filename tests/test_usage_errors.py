@@ -109,7 +109,7 @@ CASES = [
     Case("both-budgets", condense("--ipc", "1", "--budget", "bytes=9"), ["either --ipc or --budget, not both"]),
     Case("bad-budget", condense("--budget", "100"), ["--budget", "expected bytes=N or floats=N, got '100'"]),
     Case("no-budget", condense("--budget", "bytes=0"), ["expected bytes=N or floats=N"]),
-    Case("small-budget", condense("--budget", "floats=3"), ["smallest that works is 640 floats"], torch=True),
+    Case("small-budget", condense("--budget", "floats=3"), ["smallest that works is floats=640"], torch=True),
     Case("lr-negative", condense("--lr", "-1"), ["--lr expects float > 0, got '-1'"]),
     Case("momentum-1", condense("--momentum", "1"), ["--momentum expects", "got '1'"]),
     Case("iterations", condense("--iterations", "-1"), ["--iterations expects int >= 0, got '-1'"]),
@@ -146,7 +146,11 @@ CASES = [
     Case("check-name", ["check", "pixles"], ["no component named 'pixles'"]),
     Case("check-kind", ["check", "dm", "--kind", "param"], ["no parameterization named 'dm'"], "dm"),
     Case("data-check", ["data", "check", "digit"], ["did you mean 'digits'?"], "digit"),
-    Case("evaluate-nets", ["evaluate", "plain.safetensors", "--nets", "0"], ["--nets expects int >= 1 and <= 10000, got '0'"]),
+    Case(
+        "evaluate-nets",
+        ["evaluate", "plain.safetensors", "--nets", "0"],
+        ["--nets expects int >= 1 and <= 10000, got '0'"],
+    ),
     # --- files: the request was fine, the file is not: exit status 1 -------------------------------------------------
     Case("file-missing", ["info", "absent.safetensors"], ["no file 'absent.safetensors'"], code=1),
     Case("file-foreign", ["info", "junk.safetensors"], ["is not a condensed set"], code=1),

@@ -29,6 +29,7 @@ def test_info_shows_what_a_file_says(tmp_path, capsys):
         classes=json.dumps([str(n) for n in range(100)]),
         results=json.dumps(results),
         license='"CC0"',
+        storage=json.dumps({"floats": 6400, "bytes": 25600, "views": 10, "tensors": []}),
     )
     assert main(["info", str(tmp_path)]) == 0  # a run directory stands for its set
     rows = {line.split()[0]: line.split(maxsplit=1)[1].strip() for line in capsys.readouterr().out.splitlines()}
@@ -38,6 +39,7 @@ def test_info_shows_what_a_file_says(tmp_path, capsys):
     assert rows["classes"].endswith("and 88 more")
     assert rows["results"] == "accuracy 71.2 ± 0.5 % (n = 1 x 3, protocol p@1)"
     assert rows["license"] == "CC0"
+    assert rows["storage"] == "6,400 floats, 25,600 bytes, 10 views"  # as older files tell it
 
 
 HOSTILE = [
@@ -47,6 +49,12 @@ HOSTILE = [
     {"results": json.dumps({"summary": {"mean": 0.5, "pooled": "x", "n_sets": "\x1b[1m" * 99}, "protocol": ["[red]"]})},
     {"shape": json.dumps(["9" * 1000] * 1000)},
     {"storage": "[" * 300 + "]" * 300},
+    {"storage": json.dumps({"floats": "\x1b[2J" * 99, "bytes": 10**4000, "views": -1.5, "store": ["\x9b31m"] * 99})},
+    {
+        "storage": json.dumps(
+            {"views_per_class": {"min": {}, "max": "\x1b"}, "budget": {"\x1b": "\n"}, "utilisation": 1}
+        )
+    },
     {"note": json.dumps([[["\x1b[2J" * 9] * 99] * 9])},
     {"space": json.dumps({f"k{i}": "x" * 1000 for i in range(1000)})},
     {f"key{i}\x1b": "1" for i in range(500)},
@@ -70,7 +78,13 @@ def test_hostile_text_is_shown_as_data_or_refused(values, flags, tmp_path, capsy
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"format": "2"}, "update dcf-core"),
+        ({"format": str(FORMAT + 1)}, "update dcf-core"),
+        ({"format": "2"}, "its entry 'store'"),
+        ({"format": "2", "store": '{"dtype": "fp32"}'}, "its entry 'store'"),
+        ({"format": "2", "store": '{"dtype": ["fp16"]}'}, "its entry 'store'"),
+        ({"format": "2", "store": '{"dtype": "fp16", "x": 1}'}, "its entry 'store'"),
+        ({"format": "1", "store": '{"dtype": "fp16"}'}, "its entry 'store'"),
+        ({"selection": "[1]"}, "its entry 'selection'"),
         ({"format": "9" * 4000}, "update dcf-core"),
         ({"format": "9" * 5000}, "damaged"),
         ({"format": "true"}, "unknown format version"),
@@ -93,4 +107,4 @@ def test_unusable_headers_are_refused(values, says, tmp_path, capsys):
 
 def test_read_metadata_decodes_values_without_prefix(tmp_path):
     file = write(tmp_path / "set.safetensors", seed="7", digest="not JSON, and left out")
-    assert read_metadata(file) == {"format": FORMAT, "config": {}, "seed": 7}
+    assert read_metadata(file) == {"format": 1, "config": {}, "seed": 7}

@@ -10,7 +10,7 @@ import pytest
 from dcf.cli import main
 from dcf.cli import progress as progress_module
 from dcf.cli.progress import RunProgress, _clock
-from dcf.cli.results import outcome_json, report_table, show_outcome
+from dcf.cli.results import outcome_json, report_table, show_outcome, show_report
 from dcf.evaluation.report import Report, Row, Run
 from dcf.evaluation.statistics import summarize
 from dcf.runconfig import RunConfig
@@ -38,10 +38,13 @@ def test_dry_run_prints_a_config_and_writes_nothing(tmp_path, monkeypatch, capsy
     assert (config.matcher, config.iterations, config.ipc) == ("none", 2, 1)
     assert config.protocol_set == {"epochs": "7"}
     for line in (
-        "# items a class = 1",
+        "# items per class = 1",
+        "# views per class = 1",
         "# bytes = 2560",
         "# floats = 640",
-        "# utilisation = 100.0%",
+        "# store = fp32",
+        "# budget = ipc=1, floats=640",
+        "# utilisation = 100.0 %",
         "# iterations = 2",
     ):
         assert line in shown.splitlines()
@@ -51,8 +54,8 @@ def test_dry_run_prints_a_config_and_writes_nothing(tmp_path, monkeypatch, capsy
 def test_dry_run_for_machines(capsys):
     assert main(["condense", "--matcher", "none", "--budget", "floats=1500", "--dry-run", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["plan"]["items_a_class"] == 2
-    assert told["plan"]["utilisation"] == "85.3%"
+    assert told["plan"]["items_per_class"] == 2
+    assert told["plan"]["utilisation"] == 1280 / 1500
     assert told["config"]["budget"] == "floats=1500"
 
 
@@ -63,6 +66,7 @@ def test_condense_prints_what_it_wrote_the_set_last(tmp_path, capsys):
     assert shown.out.splitlines() == [str(out / "preview.png"), str(out / "synthetic.safetensors")]
     assert (out / "synthetic.safetensors").exists()
     assert "loading digits" in shown.err
+    assert "stored: 640 floats, 2,560 bytes, as fp32, 10 views, 1 a class, 100.0 % of the budget" in shown.err
     assert main(["condense", *TINY, "--no-eval", "--out", str(out)]) == 1
     assert "--force" in capsys.readouterr().err
     assert main(["-q", "condense", *TINY, "--no-eval", "--out", str(out), "--force", "--json"]) == 0
@@ -91,6 +95,39 @@ def test_resume_evaluate_info_and_preview_take_a_run_directory(tmp_path, capsys)
     assert "1 x 8 x 8" in capsys.readouterr().out
 
 
+def test_evaluate_tells_what_rounding_would_do(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["-q", "condense", *TINY, "--no-eval", "--out", str(out)]) == 0
+    before = (out / "synthetic.safetensors").read_bytes()
+    quick = ["--nets", "1", "--epochs", "1", "--baselines", "none", "--network", "mlp"]
+    told = {}
+    for store in ("fp32", "fp16", "uint8"):
+        capsys.readouterr()
+        assert main(["-q", "evaluate", str(out), *quick, "--store", store, "--json"]) == 0
+        told[store] = json.loads(capsys.readouterr().out)
+    assert [t["rows"][0]["bytes"] for t in told.values()] == [2560, 1280, 720]
+    assert [t["rows"][0]["floats"] for t in told.values()] == [640, 640, 660]
+    assert len({t["sets"][0]["sha256"] for t in told.values()}) == 3
+    assert (out / "synthetic.safetensors").read_bytes() == before
+    assert main(["evaluate", str(out), "--store", "int4"]) == 2
+    assert "--store expects 'fp32' | 'fp16' | 'uint8', got 'int4'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("store", ["fp16", "uint8"])
+def test_what_is_evaluated_is_what_the_file_gives_back(tmp_path, capsys, store):
+    out = tmp_path / "run"
+    judge = ["--nets", "1", "--epochs", "2", "--baselines", "none", "--network", "mlp"]
+    assert main(["-q", "condense", *TINY, *judge, "--store", store, "--out", str(out), "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert main(["-q", "evaluate", str(out), *judge[:-2], "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["rows"][0]["runs"] == first["report"]["rows"][0]["runs"]
+    assert again["sets"] == first["report"]["sets"]
+    assert again["sets"][0]["storage"] == first["storage"]
+    assert main(["info", str(out)]) == 0
+    assert f"as {store}, 10 views, 1 a class, 100.0 % of the budget (ipc=1" in capsys.readouterr().out
+
+
 def test_evaluate_reports_a_table_json_and_a_file(tmp_path, capsys):
     out, report = tmp_path / "run", tmp_path / "report.json"
     assert main(["-q", "condense", *TINY, "--no-eval", "--out", str(out)]) == 0
@@ -106,14 +143,13 @@ def test_evaluate_reports_a_table_json_and_a_file(tmp_path, capsys):
 # --- what is shown ---------------------------------------------------------------------------------------------------
 
 
-def row(name, *values, metric="accuracy", network="convnet", nbytes=2560, images=10):
+def row(name, *values, metric="accuracy", network="convnet", nbytes=2560, images=10, **sizes):
     runs = tuple(
         Run(set=0, net=i, seed=i, value=v, last=v, steps=1, images_seen=1, metric=metric) for i, v in enumerate(values)
     )
     stat = summarize([list(values)], metric)
-    return Row(
-        name=name, network=network, protocol="p@1", augment="none", images=images, bytes=nbytes, runs=runs, stat=stat
-    )
+    sizes = {"bytes": nbytes, "floats": None if nbytes is None else nbytes // 4, **sizes}
+    return Row(name=name, network=network, protocol="p@1", augment="none", images=images, runs=runs, stat=stat, **sizes)
 
 
 def report(*rows, baselines=()):
@@ -129,14 +165,20 @@ def cells(table):
 
 def test_table_shows_sets_beside_their_baselines():
     table = report_table(
-        report(row("sets", 0.7, 0.72), baselines=(row("random", 0.5), row("whole", 0.9, nbytes=None, images=1437))), 10
+        report(
+            row("sets", 0.7, 0.72, utilisation=0.9999),
+            baselines=(row("random", 0.5), row("whole", 0.9, nbytes=None, images=1437)),
+        ),
+        10,
     )
-    names, results, counts, protocols, stored, each = cells(table)
+    names, results, counts, protocols, floats, stored, used, each = cells(table)
     assert names == ["condensed set", "random images", "whole training set"]
     assert results == ["71.0 ± 1.0 %", "50.0 %", "90.0 %"]  # one value has no spread
     assert counts == ["1 x 2", "1 x 1", "1 x 1"]
     assert protocols == ["p@1"] * 3
     assert stored == ["2,560", "2,560", "-"]
+    assert floats == ["640", "640", "-"]
+    assert used == ["99.9 %", "-", "-"]  # never rounded up to a budget that is used whole
     assert each == ["1", "1", "143.7"]
 
 
@@ -150,11 +192,17 @@ def outcome(tmp_path, interrupted):
     from dcf.rundir import RunDir
 
     storage = SimpleNamespace(to_json=lambda: {"bytes": 2560})
-    synthetic = SimpleNamespace(spec=SimpleNamespace(num_classes=10), param=SimpleNamespace(storage=lambda: storage))
+    synthetic = SimpleNamespace(spec=SimpleNamespace(num_classes=10), storage=lambda: storage)
     return SimpleNamespace(
         config=RunConfig(matcher="none", iterations=9), directory=RunDir(tmp_path / "run"), synthetic=synthetic,
         report=None if interrupted else report(row("sets", 0.7)), done=4 if interrupted else 9, interrupted=interrupted,
     )  # fmt: skip
+
+
+def test_bytes_are_also_told_in_8_bit_pixels(capsys):
+    random = row("random", 0.5).model_copy(update={"info": {"per_class": 1, "uint8_per_class": 4}})
+    show_report(report(row("sets", 0.7), baselines=(random,)), 10)
+    assert "8-bit pixels those bytes would hold 4 a class" in capsys.readouterr().out
 
 
 def test_interrupted_run_says_how_to_go_on(tmp_path, capsys, caplog, monkeypatch):

@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+import dcf
 from dcf.augmenter import Augmenter
-from dcf.testing import SoftPixels, fake_context, fake_data
+from dcf.context import Context
+from dcf.pixels import Pixels
+from dcf.testing import SoftPixels, fake_context, fake_data, fake_spec
 from dcf.testing.fakes import filled
 from dcf.types import Batch
 
@@ -32,6 +35,14 @@ class Shift(Augmenter):
 def everything(ctx, it=0, stream="match"):
     ctx.begin(it)
     return torch.cat([ctx.real(chunk.classes, 4, stream) for chunk in ctx.chunks()])
+
+
+def test_all_classes_together_need_equally_many_images():
+    param = Pixels()
+    param.allocate(fake_spec(3), torch.tensor([0, 0, 1, 2]))
+    ctx = fake_context(param, fake_data(classes=3))
+    with pytest.raises(dcf.UsageError, match=r"from 1 to 2 a class\n.*another parameterization"):
+        ctx.all_classes()
 
 
 def test_chunks_cover_every_class_once_and_end():
@@ -126,3 +137,10 @@ def test_synthetic_labels_are_those_of_the_synthetic_images():
     assert soft.shape == (2, 2, 3)
     assert soft.argmax(-1).tolist() == [[2, 2], [0, 0]]
     assert fake_context(data=data).synthetic_labels(classes).tolist() == [[2], [0]]
+
+
+def test_settings_are_tabled_by_the_budget_not_by_what_is_used_of_it():
+    ctx = fake_context()
+    assert ctx.images_per_class == 1
+    given = Context(ctx.data, ctx.param, ctx.networks, ctx.augmenter, 0, 1, images_per_class=10)
+    assert given.images_per_class == 10

@@ -264,7 +264,8 @@ def test_equal_bytes_buys_whole_float_images(nbytes, want):
 def test_random_costs_as_many_bytes_as_the_set(data):
     random = Train().evaluate([condensed(ipc=5)], context(data, baselines=("random",))).baselines[0]
     assert (random.name, random.bytes, random.images) == ("random", 5 * CLASSES * 16 * 4, 15)
-    assert random.info == {"per_class": 5, "bytes_of_set": 960}
+    assert random.info == {"per_class": 5, "bytes_of_set": 960, "uint8_per_class": 20}
+    assert random.floats == 240
     assert random.protocol == "tiny@1"
 
 
@@ -315,10 +316,11 @@ def test_a_class_with_too_few_images_gives_all_and_is_warned_about(data):
 
 def test_a_set_below_one_image_a_class_has_no_random_row(data):
     one = condensed()
-    one.param.storage = lambda: types.SimpleNamespace(nbytes=100, to_json=dict)
+    sizes = {"nbytes": 100, "floats": 25, "utilisation": None}
+    one.storage = lambda: types.SimpleNamespace(**sizes, to_json=dict)
     report = Train().evaluate([one], context(data, baselines=("random",)))
     assert report.baselines == ()
-    assert any("100 bytes hold no float32 image a class" in w for w in report.warnings)
+    assert any("100 bytes hold no float32 image a class, and 2 of 8 bits" in w for w in report.warnings)
 
 
 def test_whole_trains_on_all_images_and_its_cost_is_known_before(data):
@@ -409,6 +411,24 @@ def test_the_set_is_identified_by_its_tensors(data):
     assert infos[0] == infos[1]
     assert infos[0].sha256 != infos[2].sha256
     assert infos[0].storage["bytes"] == 2 * CLASSES * 64
+    assert infos[0].storage["views_per_class"] == 2
+
+
+def test_reports_tell_the_budget_and_how_the_images_were_chosen(data):
+    one = condensed()
+    one.metadata |= {"run": {"budget": "bytes=500"}, "selection": {"indices": [3, 1, 4]}}
+    report = Train().evaluate([one], context(data))
+    assert report.sets[0].selection == {"indices": [3, 1, 4]}
+    assert (report.rows[0].bytes, report.rows[0].floats, report.rows[0].utilisation) == (384, 96, 384 / 500)
+    assert report.sets[0].storage["budget"] == {"bytes": 500}
+
+
+def test_reports_of_before_are_read(data):
+    written = Train().evaluate([condensed()], context(data)).to_json()
+    for row in written["rows"]:
+        del row["floats"], row["utilisation"]
+    del written["sets"][0]["selection"]
+    assert Report.from_json(written).rows[0].floats is None
 
 
 # --- runner ----------------------------------------

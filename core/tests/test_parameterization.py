@@ -13,6 +13,7 @@ from dcf.augmenter import ChainAugmenter, NoAugmentation
 from dcf.auxiliary import AuxiliaryObjective
 from dcf.build import create_stack, spec_text, stacked
 from dcf.engine import Engine
+from dcf.files import read_header
 from dcf.matcher import Matcher
 from dcf.parameterization import Parameterization
 from dcf.pixels import Pixels
@@ -155,6 +156,22 @@ STACKS = ["pixels+tiles:factor=2", "pixels+soft", "pixels+tiles:factor=2+soft", 
 def test_the_conformance_checks_hold_for_it(installed, spec):
     failed = [r for r in dcf.testing.run_checks("param", spec) if r.status not in ("ok", "skipped")]
     assert not failed
+
+
+@pytest.mark.parametrize("spec", ["hallucinated", *STACKS])
+@pytest.mark.parametrize("store", ["fp16", "uint8"])
+def test_a_stack_is_rounded_whole_and_charged_for_all_of_it(installed, tmp_path, spec, store):
+    param = filled(create_stack("param", spec)[-1], fake_data(), 2)
+    fake = dcf.testing.fake_set(param, spec=spec)
+    rounded = fake.stored_as(store)
+    rounded.save(tmp_path / "set.safetensors")
+    again = load(tmp_path / "set.safetensors")
+    assert torch.equal(again.tensors().x, rounded.tensors().x)
+    assert torch.equal(again.tensors().y, rounded.tensors().y)
+    assert rounded.storage().payload_bytes == read_header(tmp_path / "set.safetensors").nbytes
+    assert rounded.storage().nbytes < fake.storage().nbytes
+    names = {t.name.removesuffix(".scale").removesuffix(".zero") for t in rounded.storage().tensors}
+    assert names == set(param.state_dict())
 
 
 @pytest.mark.parametrize("spec", STACKS)

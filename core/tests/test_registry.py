@@ -335,7 +335,7 @@ def test_damaged_metadata_does_not_hide_the_others(tmp_path, monkeypatch):
 def test_component_that_cannot_be_imported_says_why(tmp_path, monkeypatch):
     (tmp_path / "half_a_plugin.py").write_text("raise RuntimeError('no\\nsuch thing')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(dcf.PluginError, match="param.* 'x' cannot be loaded\n.*RuntimeError: no such thing"):
+    with pytest.raises(dcf.PluginError, match=r"param.* 'x' cannot be loaded\n.*RuntimeError: no such thing"):
         Component("param", "x", "half_a_plugin:X", "made for a test").load()
 
 

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dcf.budget import Budget
 from dcf.errors import ConfigError, RunError, SpecError, UsageError
+from dcf.resolve import Request, complete
 from dcf.runconfig import RunConfig, apply_overrides, from_toml, parse_budget, to_toml
 from dcf.spec import parse
 
@@ -101,11 +103,20 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path, what):
 # --- budget --------------------------------------------------------------------------------------
 
 
-def test_the_budget_in_floats():
-    assert RunConfig(ipc=3).floats(64, 10) == 3 * 10 * 64
-    assert RunConfig().floats(64, 10) == 10 * 64
-    assert RunConfig(budget="floats=100").floats(64, 10) == 100
-    assert RunConfig(budget="bytes=403").floats(64, 10) == 100
+def test_the_budget_of_a_run():
+    assert RunConfig(ipc=3).budget_of(64, 10).limit == 3 * 10 * 64
+    assert RunConfig().budget_of(64, 10).to_json() == {"ipc": 1, "floats": 640}
+    assert RunConfig(budget="floats=100", store="uint8").budget_of(64, 10).to_json() == {"floats": 100}
+    assert RunConfig(budget="bytes=403").budget_of(64, 10).to_json() == {"bytes": 403}
+    # A plain image stored with a scale and a zero costs two numbers more: ipc stays what it says.
+    assert RunConfig(ipc=3, store="uint8").budget_of(64, 10).limit == 3 * 10 * 66
+    assert RunConfig(ipc=3, store="fp16").budget_of(64, 10).limit == 3 * 10 * 64
+
+
+@pytest.mark.parametrize("run", [None, [], {}, {"ipc": 0}, {"ipc": True}, {"ipc": "1"}, {"ipc": 1.0}, {"budget": 3},
+                                 {"budget": "x"}, {"budget": "bytes=0"}, {"ipc": 1, "budget": ["x"]}])  # fmt: skip
+def test_a_file_that_tells_of_no_budget_has_none(run):
+    assert Budget.recorded(run, 64, 10, "fp32") is None
 
 
 @pytest.mark.parametrize(
@@ -210,3 +221,22 @@ def test_the_configuration_needs_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("ipc", "budget", "plain"),
+    [(10, None, 10), (None, "floats=1567", 1), (None, "floats=783", 0), (None, "bytes=15679", 4), (None, None, 1)],
+)
+def test_a_budget_in_plain_images_a_class(ipc, budget, plain):
+    assert Budget.of(ipc, budget, 784, 1, "fp32").plain_images == plain
+
+
+def test_a_method_of_long_iterations_does_fewer_where_the_data_say_how_many():
+    from dcf.types import MatcherDefaults
+
+    long = MatcherDefaults(iterations=1000, iterations_small=40)
+    asked = Request({"matcher": "none"}, {})
+    assert complete(asked, {"iterations": 200}, long).iterations == 40
+    assert complete(asked, {}, long).iterations == 1000
+    assert complete(asked, {"iterations": 200}, MatcherDefaults()).iterations == 200
+    assert complete(Request({"iterations": 7}, {}), {"iterations": 200}, long).iterations == 7

@@ -183,7 +183,7 @@ def test_an_unknown_version_is_refused(forge, version):
         load(forge({"format": version}))
 
 
-@pytest.mark.parametrize("version", [2, 10**30])
+@pytest.mark.parametrize("version", [3, 10**30])
 def test_a_newer_version_says_to_update(forge, version):
     with pytest.raises(FormatError, match="update dcf-core"):
         load(forge({"format": version}, {"images": None}))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dcf.augmenter import Augmenter
 from dcf.data.real import RealData
+from dcf.errors import UsageError
 from dcf.networks.base import NetworkFactory, NetworkState
 from dcf.parameterization import Parameterization
 from dcf.seeding import generator
@@ -45,6 +46,9 @@ class Context:
         augmenter: The run's augmentation.
         seed: The run's seed.
         class_chunk: Classes a chunk, at most.
+        iterations: Outer iterations of the whole run; 0 where unknown.
+        images_per_class: Plain images a class that the run's budget pays for; worked out from what is stored where
+            None.
     """
 
     def __init__(
@@ -55,6 +59,8 @@ class Context:
         augmenter: Augmenter,
         seed: int,
         class_chunk: int,
+        iterations: int = 0,
+        images_per_class: int | None = None,
     ) -> None:
         self.data = data
         self.param = param
@@ -62,6 +68,8 @@ class Context:
         self.augmenter = augmenter
         self.seed = seed
         self.class_chunk = class_chunk
+        self.iterations = iterations
+        self._images_per_class = images_per_class
         self.it = 0
         #: Updates done within the iteration.
         self.update = 0
@@ -83,7 +91,12 @@ class Context:
 
     @property
     def images_per_class(self) -> int:
-        """The set's size in plain images a class that cost as much: what published settings are tabled by."""
+        """The set's budget in plain images a class: what published settings are tabled by.
+
+        The budget, not what is used of it: where items do not divide it, a little of it stays unused.
+        """
+        if self._images_per_class is not None:
+            return max(1, self._images_per_class)
         per_class = self.param.storage().equivalent_images / self.spec.num_classes
         return max(1, int(per_class + 1e-6))
 
@@ -110,11 +123,15 @@ class Context:
         """Every class as one chunk, for what must see them together.
 
         Raises:
-            ValueError: When classes have different numbers of synthetic images.
+            UsageError: When classes have different numbers of synthetic images.
         """
         counts = {len(views) for views in self._views}
         if len(counts) > 1:
-            raise ValueError(f"expected equally many synthetic images a class, got {sorted(counts)}")
+            raise UsageError(
+                "this matcher sees all classes at once, which takes equally many synthetic images of each; "
+                f"got from {min(counts)} to {max(counts)} a class\n"
+                "  use another parameterization, or a network without batch norm if that is why it needs them together"
+            )
         return Chunk(torch.arange(self.spec.num_classes, device=self.device), True)
 
     def labels(self, classes: Tensor, n: int) -> Tensor:

@@ -8,16 +8,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from dcf.budget import STORES, Store
 from dcf.errors import FormatError
 from dcf.files import read_header
 
-__all__ = ["FORMAT", "decode_metadata", "read_metadata"]
+__all__ = ["FORMAT", "decode_metadata", "format_of", "read_metadata"]
 
-#: Version of the file format. It only grows, and every older version stays readable.
-FORMAT: Final = 1
+#: Newest version of the file format that is read. It only grows, and every older version stays readable; a file has
+#: the smallest version that it can do with: 1 holds floats as they are, 2 holds rounded ones.
+FORMAT: Final = 2
 _PREFIX: Final = "dcf."
 #: Values that are tables where they are there.
-_TABLES: Final = ("config", "data", "environment", "hints", "options", "packages", "results", "run", "storage")
+_TABLES: Final = (
+    *("config", "data", "environment", "hints", "options", "packages", "results", "run", "selection", "storage"),
+)
 #: Characters of one entry of `config`, such as a spec, and levels that a value may be nested: what nobody needs.
 _LONGEST: Final = 4096
 _DEEPEST: Final = 32
@@ -66,6 +70,11 @@ def decode_metadata(metadata: Mapping[str, str], path: Path | str) -> dict[str, 
     return decoded
 
 
+def format_of(store: Store) -> int:
+    """The version of a file whose floats are written in this way."""
+    return 1 if store == "fp32" else 2
+
+
 def _misplaced(decoded: Mapping[str, Any]) -> Iterator[str]:
     """Entries that are not of the form that readers rely on."""
     yield from (key for key in _TABLES if not isinstance(decoded.get(key, {}), dict))
@@ -74,12 +83,21 @@ def _misplaced(decoded: Mapping[str, Any]) -> Iterator[str]:
             yield f"config.{key[:40]}"
     if not _is_count(decoded.get("seed", 0), 0):
         yield "seed"
+    if not _is_store(decoded.get("store"), decoded["format"]):
+        yield "store"
     run = decoded.get("run", {})
     if isinstance(run, dict):
         if not isinstance(run.get("protocol_set", {}), dict):
             yield "run.protocol_set"
         if run.get("networks") is not None and not _is_count(run["networks"], 1, _MOST_NETWORKS):
             yield "run.networks"
+
+
+def _is_store(value: Any, version: int) -> bool:
+    """Whether the entry `store` is that of this version: none in 1, `{"dtype": ...}` of rounded floats in 2."""
+    if version == 1:
+        return value is None
+    return isinstance(value, dict) and list(value) == ["dtype"] and value["dtype"] in STORES[1:]
 
 
 def _is_count(value: Any, least: int, most: int = 2**63 - 1) -> bool:

@@ -72,6 +72,8 @@ def complete(request: Request, hints: Mapping[str, Any], defaults: MatcherDefaul
     if "protocol" in request.settings:
         # The data's hint changes the default protocol, not one that was asked for.
         usual.pop("protocol_set", None)
+    if "iterations" in usual and defaults.iterations_small is not None:
+        usual["iterations"] = min(usual["iterations"], defaults.iterations_small)
     base: dict[str, Any] = {
         "iterations": defaults.iterations,
         "lr": defaults.lr,

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from dcf.budget import Budget, Store, parse_budget
 from dcf.config import Config, validate_mapping
 from dcf.errors import RunError, SpecError, UsageError
 from dcf.spec import Option, Spec, Stack, Value, parse
@@ -50,6 +51,7 @@ class RunConfig(Config):
     network: str = Field("convnet", description="network spec, for matching and for evaluation")
     ipc: int | None = Field(None, ge=1, description="budget as plain float images a class")
     budget: str | None = Field(None, description="budget as bytes=N or floats=N for the whole set")
+    store: Store = Field("fp32", description="how stored floats are written: fp32, fp16, or uint8 with a scale a row")
     iterations: int = Field(1000, ge=0, description="outer iterations")
     lr: float = Field(0.1, gt=0, description="step size of the synthetic set")
     momentum: float = Field(0.5, ge=0, lt=1, description="SGD momentum of the synthetic set")
@@ -82,33 +84,18 @@ class RunConfig(Config):
             raise ValueError("option 'class_chunk' expects 'auto' or an int >= 1")
         return self
 
-    def floats(self, image_floats: int, classes: int) -> int:
-        """The budget in stored floats for the whole set.
+    def budget_of(self, elements: int, classes: int) -> Budget:
+        """The budget of the whole set.
 
         Args:
-            image_floats: Floats of one image.
+            elements: Elements of one image, C H W.
             classes: Number of classes.
         """
-        if self.budget is None:
-            return (self.ipc or 1) * classes * image_floats
-        unit, number = parse_budget(self.budget)
-        return number if unit == "floats" else number // 4
+        return Budget.of(self.ipc, self.budget, elements, classes, self.store)
 
     def specs(self) -> dict[str, str]:
         """The component specs by role, as files record them."""
         return {role: getattr(self, role) for role in SPEC_ROLES}
-
-
-def parse_budget(text: str) -> tuple[Literal["bytes", "floats"], int]:
-    """`bytes=N` or `floats=N`.
-
-    Raises:
-        ValueError: When it is neither.
-    """
-    unit, _, number = text.partition("=")
-    if unit not in ("bytes", "floats") or not number.isdecimal() or int(number) < 1:
-        raise ValueError(f"expected bytes=N or floats=N, got '{text}'")
-    return ("bytes" if unit == "bytes" else "floats"), int(number)
 
 
 def apply_overrides(values: dict[str, Any], overrides: Mapping[str, str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -19,6 +20,11 @@ class Selector:
     """Base of selectors.
 
     Most pick real images and implement `indices`; a generator of artificial images overrides `images` instead.
+
+    Attributes:
+        record: What the file and every report shall say about how the images were chosen, such as the network whose
+            features were compared, how it was trained, and a hash of it. Set by `indices` or `images`; JSON-ready,
+            a function of the arguments alone, empty where the options say everything.
     """
 
     #: Class of the options.
@@ -29,6 +35,7 @@ class Selector:
 
     def __init__(self, config: BaseConfig | None = None) -> None:
         self.config: Any = config if config is not None else self.Config()
+        self.record: Mapping[str, Any] = {}
 
     def indices(self, data: RealData, view_class: Tensor, generator: torch.Generator) -> Tensor:
         """Pick one training image for each view.

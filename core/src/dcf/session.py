@@ -20,18 +20,22 @@ from dcf.components import Kind
 from dcf.context import Context
 from dcf.data.real import RealData
 from dcf.engine import Engine, Progress, estimate_chunk
-from dcf.errors import BudgetError, DcfError, RunError
+from dcf.errors import DcfError, RunError
 from dcf.matcher import Matcher
+from dcf.metadata import format_of
 from dcf.networks.base import NetworkFactory
 from dcf.networks.preflight import preflight_double_backward
 from dcf.parameterization import Parameterization
+from dcf.planning import plan_items
 from dcf.registry import registry
 from dcf.runconfig import SPEC_ROLES, RunConfig
 from dcf.rundir import RunDir
 from dcf.runtime import environment
 from dcf.seeding import generator
+from dcf.selection import select
+from dcf.selector import Selector
 from dcf.spec import parse
-from dcf.synthetic import FORMAT, SyntheticSet
+from dcf.synthetic import SyntheticSet
 
 __all__ = ["Session", "interruptible", "make_augmenter"]
 
@@ -102,28 +106,35 @@ class Session:
         self.networks: NetworkFactory = create(Kind.NETWORK, given["network"])
         self.augmenter = make_augmenter(given["augment"])
         self.param: Parameterization = create_stack(Kind.PARAM, given["param"])[-1]
-        self.selector = create(Kind.SELECTOR, given["init"])
+        self.selector: Selector = create(Kind.SELECTOR, given["init"])
+        #: What is recorded of how the first images were chosen.
+        self.selection: dict[str, Any] = {}
         self._allocate()
         self._preflight()
-        self.ctx = Context(data, self.param, self.networks, self.augmenter, config.seed, self._class_chunk())
+        chunk = self._class_chunk()
+        self.ctx = Context(
+            data, self.param, self.networks, self.augmenter, config.seed, chunk, config.iterations, self._plain_images()
+        )
         self.engine = Engine(self.ctx, self.matcher, config.lr, config.momentum, config.clip, config.optim)
 
     # --- building --------------------------------------------------------------------------------
 
     def _allocate(self) -> None:
         spec = self.data.spec
-        floats = self.config.floats(math.prod(spec.shape), spec.num_classes)
-        items = self.param.plan(spec, floats)
-        if items < 1:
-            raise BudgetError("the budget holds no item a class")
+        budget = self.config.budget_of(math.prod(spec.shape), spec.num_classes)
+        items = plan_items(self.param, spec, budget, self.config.store)
         item_class = torch.arange(spec.num_classes).repeat_interleave(items)
         self.param.allocate(spec, item_class)
         self.param.to(self.data.train.device)
 
+    def _plain_images(self) -> int:
+        """Plain images a class that the budget pays for."""
+        spec = self.data.spec
+        return self.config.budget_of(math.prod(spec.shape), spec.num_classes).plain_images
+
     def initialise(self) -> None:
         """Give the set its starting values."""
-        draw = generator(self.config.seed, "init")
-        images = self.selector.images(self.data, self.param.view_class, draw)
+        images, self.selection = select(self.selector, self.data, self.param.view_class, self.config)
         self.param.absorb(images, generator(self.config.seed, "absorb"))
 
     def _preflight(self) -> None:
@@ -195,11 +206,19 @@ class Session:
             )
         self.engine.prepare()
         self.engine.load_state_dict(state)
+        self.selection = dict(facts.get("selection", {}))
         directory.truncate_metrics(it)
         return it
 
     def result(self) -> SyntheticSet:
-        """The set as it stands, with everything its file says but evaluation results."""
+        """The set as it stands, with everything its file says but evaluation results.
+
+        Where floats are stored rounded it is a copy that holds them rounded: what is previewed and evaluated is what
+        the file gives back. The run goes on, and its checkpoints are written, with the exact ones.
+
+        Raises:
+            RunError: When a value is beyond what `store` can hold.
+        """
         return SyntheticSet(
             self.param,
             self.data.spec,
@@ -207,6 +226,7 @@ class Session:
             self.config.seed,
             self.matcher.hints(),
             self._metadata(),
+            self.config.store,
         )
 
     def _metadata(self) -> dict[str, Any]:
@@ -240,7 +260,8 @@ class Session:
             },
             "license": self.data.source,
             "environment": environment(self.data.train.device),
-            "generator": f"dcf format {FORMAT}",
+            "generator": f"dcf format {format_of(config.store)}",
+            **({"selection": self.selection} if self.selection else {}),
         }
 
 
@@ -266,6 +287,6 @@ class _Recorder:
         # Metrics first: rows beyond the checkpoint are dropped on resume, rows that are missing would stay missing.
         self.directory.append_metrics(self.rows)
         self.rows = []
-        facts = {"data": self.session.data.checksum}
+        facts = {"data": self.session.data.checksum, "selection": self.session.selection}
         self.directory.save_checkpoint(it, self.session.engine.state_dict(), facts)
         self.saved = it

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,15 +14,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dcf.budget import Budget, Store
 from dcf.build import create_stack
 from dcf.components import Kind
 from dcf.errors import DcfError, FormatError, PluginError, SpecError
 from dcf.files import DIGEST, read_header, read_tensors, write_tensors
-from dcf.metadata import FORMAT, decode_metadata, read_metadata
+from dcf.metadata import FORMAT, decode_metadata, format_of, read_metadata
 from dcf.parameterization import Parameterization
 from dcf.registry import registry
 from dcf.space import ValueSpace
 from dcf.spec import parse
+from dcf.storage import StorageReport, decode, encode, layout, measure
 from dcf.types import Batch, DataSpec, Hints
 
 __all__ = ["FORMAT", "SyntheticSet", "load", "read_metadata"]
@@ -45,6 +49,8 @@ class SyntheticSet(Dataset[tuple[Any, Any]]):
         config: Canonical specs by role (`data`, `matcher`, `param`, `augment`, `network`, `protocol`, ...).
         metadata: Everything else of the file's header, decoded from JSON.
         seed: Of the run that made it.
+        store: How floats are written: "fp32" as they are, "fp16" or "uint8" rounded. `param` holds them rounded
+            already, so that what is seen and evaluated is what the file gives back.
     """
 
     def __init__(
@@ -55,7 +61,30 @@ class SyntheticSet(Dataset[tuple[Any, Any]]):
         seed: int = 0,
         hints: Hints | None = None,
         metadata: Mapping[str, Any] | None = None,
+        store: Store = "fp32",
+        written: Mapping[str, Tensor] | None = None,
     ) -> None:
+        """Take over a parameterization.
+
+        Args:
+            param: The parameterization; where `store` rounds, a rounded copy is taken.
+            spec: Shape, classes and value space.
+            config: Canonical specs by role.
+            seed: Of the run that made it.
+            hints: What an evaluator must know.
+            metadata: Whatever else the file shall say.
+            store: How floats are written.
+            written: Tensors as they are written, of which `param` holds the values already.
+
+        Raises:
+            RunError: When a value is beyond what `store` can hold.
+        """
+        self.store: Store = store
+        self._written = written
+        if store != "fp32" and written is None:
+            param = copy.deepcopy(param)
+            self._written = encode(param.state_dict(), store)
+            param.load_state_dict(decode(self._written, param.state_dict(), store))
         self.param = param
         self.spec = spec
         self.config = dict(config)
@@ -108,21 +137,57 @@ class SyntheticSet(Dataset[tuple[Any, Any]]):
         """All images `(views, C, H, W)` and labels, decoded at once, for training on the device."""
         return self.batch(torch.arange(len(self)))
 
+    # --- as it is stored -------------------------------------------------------------------------
+
+    def storage(self) -> StorageReport:
+        """What the set costs in its file, and the share of its budget that this is."""
+        elements, classes = math.prod(self.spec.shape), self.spec.num_classes
+        budget = Budget.recorded(self.metadata.get("run"), elements, classes, self.store)
+        return measure(self.param, self.store, budget)
+
+    def stored_tensors(self) -> dict[str, Tensor]:
+        """The tensors of its file but `labels`, by name.
+
+        Raises:
+            RunError: When a value is beyond what `store` can hold.
+        """
+        state = self.param.state_dict()
+        if self.store == "fp32":
+            return dict(state)
+        if self._written is not None:
+            # The codes of rounded values need not be those that they came from: kept while the values are.
+            values = decode(self._written, state, self.store)
+            if all(torch.equal(values[name], tensor.cpu()) for name, tensor in state.items()):
+                return dict(self._written)
+        return encode(state, self.store)
+
+    def stored_as(self, store: Store) -> SyntheticSet:
+        """The same set with its floats written in another way; results of the evaluation do not go with it.
+
+        Args:
+            store: "fp32", "fp16" or "uint8".
+
+        Raises:
+            RunError: When a value is beyond what `store` can hold.
+        """
+        metadata = {k: v for k, v in self.metadata.items() if k != "results"}
+        return SyntheticSet(self.param, self.spec, self.config, self.seed, self.hints, metadata, store)
+
     # --- as a file -------------------------------------------------------------------------------
 
     def save(self, path: Path | str) -> None:
         """Write the set to one safetensors file, atomically.
 
         Raises:
-            RunError: When it cannot be written.
-            PluginError: When the parameterization stores a tensor under the name that the file keeps for classes.
+            RunError: When it cannot be written, or a value is beyond what `store` can hold.
+            PluginError: When the parameterization stores a tensor under a name that the file needs itself.
         """
         if _LABELS in self.param.state_dict():
             raise PluginError(
                 f"{type(self.param).__name__} stores a tensor called '{_LABELS}', which in a file holds the class of "
                 "each item; expected another name, such as 'soft_labels'"
             )
-        tensors = {**self.param.state_dict(), _LABELS: self.param.item_class}
+        tensors = {**self.stored_tensors(), _LABELS: self.param.item_class}
         write_tensors(path, tensors, {f"dcf.{k}": _dump(v) for k, v in self.describe().items()})
 
     def describe(self) -> dict[str, Any]:
@@ -130,14 +195,15 @@ class SyntheticSet(Dataset[tuple[Any, Any]]):
         spec = self.spec
         return {
             **self.metadata,
-            "format": FORMAT,
+            "format": format_of(self.store),
+            **({} if self.store == "fp32" else {"store": {"dtype": self.store}}),
             "config": self.config,
             "seed": self.seed,
             "shape": list(spec.shape),
             "classes": list(spec.classes),
             "space": spec.space.to_json(),
             "hints": {"lr": self.hints.lr, "ordered": self.hints.ordered, "extra": dict(self.hints.extra)},
-            "storage": self.param.storage().to_json(),
+            "storage": self.storage().to_json(),
         }
 
 
@@ -166,8 +232,9 @@ def load(
     spec = _data_spec(meta, path)
     labels = _checked_labels(tensors.pop(_LABELS, None), spec, path)
     param = _parameterization(meta, path)
-    _fill(param, spec, labels, tensors, path)
-    known = {"format", "config", "seed", "shape", "classes", "space", "hints", "storage"}
+    store: Store = (meta.get("store") or {"dtype": "fp32"})["dtype"]
+    _fill(param, spec, labels, tensors, store, path)
+    known = {"format", "config", "seed", "shape", "classes", "space", "hints", "storage", "store"}
     loaded = SyntheticSet(
         param,
         spec,
@@ -175,6 +242,8 @@ def load(
         meta.get("seed", 0),
         _hints(meta.get("hints", {}), path),
         {k: v for k, v in meta.items() if k not in known},
+        store,
+        tensors,
     )
     loaded.transform, loaded.target_transform = transform, target_transform
     return loaded
@@ -247,7 +316,14 @@ def _missing(meta: Mapping[str, Any], text: str, path: Path, error: Exception) -
     return "\n".join(lines if absent else [*lines, f"  reason: {error}"])
 
 
-def _fill(param: Parameterization, spec: DataSpec, labels: Tensor, tensors: Mapping[str, Tensor], path: Path) -> None:
+def _fill(
+    param: Parameterization,
+    spec: DataSpec,
+    labels: Tensor,
+    tensors: Mapping[str, Tensor],
+    store: Store,
+    path: Path,
+) -> None:
     """Give the parameterization its tensors; shapes are compared before anything of their size is allocated."""
     try:
         with torch.device("meta"):
@@ -258,16 +334,22 @@ def _fill(param: Parameterization, spec: DataSpec, labels: Tensor, tensors: Mapp
         raise
     except Exception as error:  # a plugin's code, given sizes that a file claims
         raise FormatError(f"'{path}' is damaged: its sizes cannot be decoded ({_first_line(error)})") from None
-    expected = {k: _form(v) for k, v in param.state_dict().items()}
+    expected = {k: _form(v) for k, v in layout(param.state_dict(), store).items()}
     found = {k: _form(v) for k, v in tensors.items()}
     if expected != found:
         name = min(k for k, _ in set(expected.items()) ^ set(found.items()))
         want, got = expected.get(name, "no such tensor"), found.get(name, "none")
         raise FormatError(f"'{path}' is damaged: tensor '{name[:60]}': expected {want}, got {got}")
+    _require_finite(tensors, path)
+    values = decode(tensors, param.state_dict(), store)
+    _require_finite(values, path)
+    param.load_state_dict(values, assign=True)
+
+
+def _require_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise FormatError(f"'{path}' holds NaN or infinite values in '{name}'; it cannot be used")
-    param.load_state_dict(dict(tensors), assign=True)
 
 
 def _hints(hints: Mapping[str, Any], path: Path) -> Hints:

@@ -101,12 +101,15 @@ class MatcherDefaults:
         lr: Step size of the synthetic parameters.
         momentum: Of SGD on the synthetic parameters.
         init: Selector spec that initialises the synthetic set.
+        iterations_small: At most so many where the data suggest a number of their own, as small data do; for methods
+            whose outer iterations are long ones.
     """
 
     iterations: int = 1000
     lr: float = 0.1
     momentum: float = 0.5
     init: str = "random"
+    iterations_small: int | None = None
 
 
 @dataclass(frozen=True)

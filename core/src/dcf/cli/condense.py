@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from dcf.cli import options as common
 from dcf.cli.console import print_json
+from dcf.cli.sizes import size_texts
 from dcf.errors import UsageError
 from dcf.resolve import Request, resolve
 from dcf.runconfig import RunConfig
@@ -23,6 +25,12 @@ _WHAT = "What is condensed, and how"
 _SIZE = "How small"
 _SOLVE = "How it is optimised"
 _FILES = "Files"
+
+#: What a plan says of the storage, in this order.
+_PLANNED = (
+    *("views_per_class", "views", "floats", "bytes", "store", "budget", "utilisation"),
+    *("equivalent_images", "label_bytes", "payload_bytes"),
+)
 
 
 def _opt(flag: str, metavar: str, text: str, panel: str) -> Any:
@@ -59,6 +67,7 @@ def condense(
     budget: Annotated[
         str | None, _opt("--budget", "bytes=N", "budget of the whole set: bytes=N or floats=N", _SIZE)
     ] = None,
+    store: Annotated[str | None, _opt("--store", "DTYPE", "how floats are stored: fp32, fp16 or uint8", _SIZE)] = None,
     iterations: Annotated[str | None, _opt("--iterations", "INT", "outer iterations", _SOLVE)] = None,
     lr: Annotated[str | None, _opt("--lr", "FLOAT", "step size of the synthetic set", _SOLVE)] = None,
     momentum: Annotated[str | None, _opt("--momentum", "FLOAT", "SGD momentum of the synthetic set", _SOLVE)] = None,
@@ -82,9 +91,9 @@ def condense(
     """Condense a dataset into a small synthetic one."""
     given = {
         "data": data, "matcher": matcher, "param": param, "augment": augment, "init": init, "labels": labels,
-        "network": network, "ipc": ipc, "budget": budget, "iterations": iterations, "lr": lr, "momentum": momentum,
-        "clip": clip, "class_chunk": class_chunk, "seed": seed, "device": device, "precision": precision,
-        "protocol": protocol, "networks": nets, "baselines": common.baseline_rows(baselines),
+        "network": network, "ipc": ipc, "budget": budget, "store": store, "iterations": iterations, "lr": lr,
+        "momentum": momentum, "clip": clip, "class_chunk": class_chunk, "seed": seed, "device": device,
+        "precision": precision, "protocol": protocol, "networks": nets, "baselines": common.baseline_rows(baselines),
         "evaluate": False if no_eval else None,
     }  # fmt: skip
     changes = common.set_options(change or ())
@@ -165,25 +174,18 @@ def _plan(request: Request, as_json: bool) -> None:
         return
     typer.echo(to_toml(prepared.config))
     # As comments: the whole output stays a usable config.toml.
-    typer.echo("\n".join(["# planned", *(f"# {name.replace('_', ' ')} = {value}" for name, value in plan.items())]))
+    shown = {**plan, **size_texts(plan)}
+    typer.echo("\n".join(["# planned", *(f"# {name.replace('_', ' ')} = {value}" for name, value in shown.items())]))
 
 
 def _storage_plan(prepared: Prepared) -> dict[str, Any]:
     """What the set will cost, from the very objects that a run would use."""
     from dcf.session import Session
+    from dcf.storage import measure
 
-    config = prepared.config
+    config, spec = prepared.config, prepared.data.spec
     param = Session(config, prepared.data, prepared.matcher, prepared.objects).param
-    spec, storage = prepared.data.spec, param.storage()
-    channels, height, width = spec.shape
-    budget = config.floats(channels * height * width, spec.num_classes)
-    return {
-        "items_a_class": len(param.item_class) // spec.num_classes,
-        "images_a_class": storage.views // spec.num_classes,
-        "images": storage.views,
-        "floats": storage.floats,
-        "bytes": storage.nbytes,
-        "budget_floats": budget,
-        "utilisation": f"{storage.floats / budget:.1%}",
-        "iterations": config.iterations,
-    }
+    budget = config.budget_of(math.prod(spec.shape), spec.num_classes)
+    storage = measure(param, config.store, budget).to_json()
+    items = {"items_per_class": len(param.item_class) // spec.num_classes}
+    return {**items, **{name: storage[name] for name in _PLANNED}, "iterations": config.iterations}

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 from pydantic import Field
 
+from dcf.budget import Store
 from dcf.build import check
 from dcf.cli import options as common
 from dcf.cli.console import print_json
@@ -29,6 +30,7 @@ class Settings(Config):
     epochs: int | None = Field(None, ge=1, description="epochs instead of the protocol's")
     seed: int | None = Field(None, ge=0, le=2**63 - 1, description="seed of the evaluation")
     precision: Literal["default", "strict"] = Field("default", description="strict: fp32 everywhere")
+    store: Store | None = Field(None, description="how floats are rounded before the evaluation")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -50,6 +52,10 @@ def evaluate(
     nets: common.Networks = None,
     epochs: common.Epochs = None,
     baselines: common.Baselines = None,
+    store: Annotated[
+        str | None,
+        typer.Option("--store", metavar="DTYPE", help="evaluate as if stored as fp16 or uint8; writes no set"),
+    ] = None,
     change: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="one protocol setting, such as protocol.lr=0.02; repeatable"),
@@ -67,7 +73,7 @@ def evaluate(
     common.require_device_name(device)
     if out is not None and out.is_dir():
         raise UsageError(f"--out {out}: expected a file to write, got a directory")
-    settings = _settings({"networks": nets, "epochs": epochs, "seed": seed, "precision": precision})
+    settings = _settings({"networks": nets, "epochs": epochs, "seed": seed, "precision": precision, "store": store})
     for kind, text in ((Kind.EVALUATOR, evaluator), (Kind.DATASET, data), (Kind.NETWORK, network)):
         if text is not None:
             check(kind, text)
@@ -77,6 +83,7 @@ def evaluate(
     common.check_protocol(protocol or str(headers[0]["config"].get("protocol", "dcf-std@1")), overrides)
     _evaluate(
         paths,
+        settings.store,
         out,
         json,
         evaluator=evaluator,
@@ -118,7 +125,7 @@ def _protocol_changes(pairs: list[str]) -> dict[str, Any]:
     return {key.removeprefix("protocol."): value for key, value in changes.items()}
 
 
-def _evaluate(paths: list[Path], out: Path | None, as_json: bool, **how: Any) -> None:
+def _evaluate(paths: list[Path], store: Store | None, out: Path | None, as_json: bool, **how: Any) -> None:
     from dcf.cli.progress import RunProgress
     from dcf.cli.results import show_report
     from dcf.files import atomic_write
@@ -128,6 +135,8 @@ def _evaluate(paths: list[Path], out: Path | None, as_json: bool, **how: Any) ->
 
     keep_freed_pages()
     sets = [load(path) for path in paths]
+    if store is not None:
+        sets = [one.stored_as(store) for one in sets]
     with RunProgress() as progress:
         report = run_evaluation(sets, listener=progress, **how)
     if as_json:

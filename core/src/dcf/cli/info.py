@@ -12,13 +12,14 @@ from rich.table import Table
 
 from dcf.cli.console import clean, print_json, stdout
 from dcf.cli.options import AsJson, set_file
+from dcf.cli.sizes import size_line
 from dcf.metadata import read_metadata
 
 __all__ = ["add_to", "info", "preview"]
 
 _ENTRIES: Final = 12
 #: What is shown first, in this order, before whatever else the file says.
-_FIRST: Final = ("config", "seed", "shape", "classes", "space", "storage", "results", "data", "packages")
+_FIRST: Final = ("config", "seed", "shape", "classes", "space", "storage", "results", "selection", "data", "packages")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -55,6 +56,8 @@ def _lines(name: str, value: Any) -> Iterator[tuple[str, str]]:
         yield from ((str(key), _short(entry)) for key, entry in list(value.items())[:_ENTRIES])
     elif name == "classes" and isinstance(value, list):
         yield name, f"{len(value)}: {_short(value)}"
+    elif name == "storage" and isinstance(value, dict):
+        yield name, clean(size_line(value), 300)
     elif name == "shape" and isinstance(value, list):
         yield name, clean(" x ".join(clean(n, 12) for n in value[:3]))
     else:

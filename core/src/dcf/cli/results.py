@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from dcf.cli.console import clean, print_json, stdout
+from dcf.cli.sizes import count, share, size_line
 
 if TYPE_CHECKING:
     from dcf.evaluation.report import Report, Row
@@ -32,6 +33,8 @@ def show_outcome(outcome: Outcome, as_json: bool) -> None:
         return
     if outcome.report is not None:
         show_report(outcome.report, outcome.synthetic.spec.num_classes)
+    elif not outcome.interrupted:
+        log.info("stored: %s", size_line(outcome.synthetic.storage().to_json()))
     if outcome.directory is not None and not outcome.interrupted:
         typer.echo(str(outcome.directory.preview))
         typer.echo(str(outcome.directory.result))
@@ -48,7 +51,7 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
         "synthetic": str(written.result) if written else None,
         "preview": str(written.preview) if written else None,
         "config": outcome.config.model_dump(mode="json"),
-        "storage": outcome.synthetic.param.storage().to_json(),
+        "storage": outcome.synthetic.storage().to_json(),
         "report": outcome.report.to_json() if outcome.report else None,
     }
 
@@ -56,6 +59,9 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
 def show_report(report: Report, classes: int) -> None:
     """Accuracies as a table on stdout, warnings on stderr."""
     stdout().print(report_table(report, classes))
+    note = _pixels_note(report)
+    if note:
+        stdout().print(note)
     for warning in report.warnings:
         log.warning("%s", clean(warning, 500))
 
@@ -73,7 +79,7 @@ def report_table(report: Report, classes: int) -> Table:
     table.add_column("trained on")
     if several:
         table.add_column("network")
-    for header in ("result", "n", "protocol", "stored bytes", "images a class"):
+    for header in ("result", "n", "protocol", "stored floats", "stored bytes", "budget used", "views a class"):
         table.add_column(header, justify="right" if header != "protocol" else "left", no_wrap=header == "result")
     for row in rows:
         cells = [_ROWS.get(row.name, clean(row.name)), *([clean(row.network)] if several else [])]
@@ -81,6 +87,15 @@ def report_table(report: Report, classes: int) -> Table:
             *cells, _value(row), f"{row.stat.n_sets} x {row.stat.n_nets}", clean(row.protocol), *_size(row, classes)
         )
     return table
+
+
+def _pixels_note(report: Report) -> str:
+    """How many 8-bit images the bytes of the random ones would hold: as floats, they cost four times as much."""
+    found = next((row.info for row in report.baselines if "uint8_per_class" in row.info), None)
+    if found is None:
+        return ""
+    small, large = count(found["uint8_per_class"]), count(found.get("per_class"))
+    return f"random images are float32 pixels, {large} a class; in 8-bit pixels those bytes would hold {small} a class"
 
 
 def _value(row: Row) -> str:
@@ -92,9 +107,8 @@ def _value(row: Row) -> str:
     return f"{mean} %" if percent else mean
 
 
-def _size(row: Row, classes: int) -> tuple[str, str]:
-    each = row.images / max(1, classes)
-    return (f"{row.bytes:,}" if row.bytes is not None else "-", f"{each:.0f}" if each == round(each) else f"{each:.1f}")
+def _size(row: Row, classes: int) -> tuple[str, ...]:
+    return count(row.floats), count(row.bytes), share(row.utilisation), count(row.images / max(1, classes))
 
 
 def _interrupted_text(outcome: Outcome) -> str:

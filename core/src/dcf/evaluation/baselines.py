@@ -71,23 +71,27 @@ def pick_per_class(labels: Tensor, num_classes: int, k: int, generator: torch.Ge
 def random_row(sets: Sequence[SyntheticSet], ctx: EvalContext, network: str) -> Measured | str:
     """Random real images at equal stored bytes, a fresh selection for every network.
 
-    Stored as float32 pixels, like the field's coresets; trained under the protocol of the sets, with their
-    augmentation and learned step size. Each network counts as a set of its own. Network n starts and is
+    Stored as float32 pixels, like the field's coresets; `info` says how many of 8 bits the same bytes hold
+    (`uint8_per_class`), since pixels as they come are four times shorter. Trained under the protocol of the sets,
+    with their augmentation and learned step size. Each network counts as a set of its own. Network n starts and is
     shuffled as network n of set 0.
 
     Returns:
         The row, or why there is none: the set costs less than one image a class.
     """
     spec, split = ctx.data.spec, ctx.data.train
-    nbytes = min(one.param.storage().nbytes for one in sets)
+    nbytes = min(one.storage().nbytes for one in sets)
     k = equal_bytes(nbytes, spec.shape, spec.num_classes)
+    small = nbytes // (spec.num_classes * math.prod(spec.shape))
     if k == 0:
-        return f"random: no row, because the set's {nbytes} bytes hold no float32 image a class"
+        beside = f", and {small} of 8 bits" if small else ""
+        return f"random: no row, because the set's {nbytes} bytes hold no float32 image a class{beside}"
     counts = torch.bincount(split.labels.cpu(), minlength=spec.num_classes).tolist()
     stored = sum(min(k, n) for n in counts) * _image_bytes(spec.shape)
-    info = {"per_class": k, "bytes_of_set": nbytes}
+    info = {"per_class": k, "bytes_of_set": nbytes, "uint8_per_class": small}
+    sizes = {"bytes": stored, "floats": stored // _FLOAT_BYTES}
     trials, augment = _selections(sets, ctx, k), ctx.augment_spec(sets)
-    measured = train_row("random", trials, ctx.n_nets, ctx, network, augment, bytes=stored, info=info)
+    measured = train_row("random", trials, ctx.n_nets, ctx, network, augment, **sizes, info=info)
     short = [name for name, n in zip(spec.classes, counts, strict=True) if n < k]
     if short:
         names = ", ".join(short[:5]) + (" and others" if len(short) > 5 else "")

@@ -177,8 +177,9 @@ def set_row(sets: Sequence[SyntheticSet], ctx: EvalContext, network: str) -> Mea
     """The row of the sets themselves, for one architecture."""
     materials = [material_of(one, ctx) for one in sets]
     trials = [Trial(number, net, number, m) for number, m in enumerate(materials) for net in range(ctx.n_nets)]
-    nbytes = max(one.param.storage().nbytes for one in sets)
-    return train_row("sets", trials, len(trials), ctx, network, ctx.augment_spec(sets), bytes=nbytes)
+    largest = max((one.storage() for one in sets), key=lambda storage: storage.nbytes)
+    sizes = {"bytes": largest.nbytes, "floats": largest.floats, "utilisation": largest.utilisation}
+    return train_row("sets", trials, len(trials), ctx, network, ctx.augment_spec(sets), **sizes)
 
 
 def _fit(job: _Job, trial: Trial) -> tuple[Run, Accuracy]:

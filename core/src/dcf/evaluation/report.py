@@ -49,6 +49,8 @@ class Row(_Model):
     augment: str = Field(description="spec of the augmentation in training")
     images: int = Field(description="training images, decoded")
     bytes: int | None = Field(None, description="stored bytes they cost; none for real images that are not stored")
+    floats: int | None = Field(None, description="stored numbers; none for real images that are not stored")
+    utilisation: float | None = Field(None, description="share of the budget of the set that is used")
     runs: tuple[Run, ...] = Field(description="every value")
     stat: Stat = Field(description="mean and spread of the values")
     per_class: tuple[float | None, ...] = Field((), description="accuracy of each class in [0, 1], mean over the runs")
@@ -66,7 +68,8 @@ class SetInfo(_Model):
 
     seed: int = Field(description="seed of the run that made it")
     sha256: str = Field(description="of its stored tensors")
-    storage: dict[str, Any] = Field(description="floats, bytes, views")
+    storage: dict[str, Any] = Field(description="floats, bytes, views a class, budget, utilisation, each tensor")
+    selection: dict[str, Any] = Field({}, description="how the images were chosen that it started from or consists of")
 
 
 class Timing(_Model):

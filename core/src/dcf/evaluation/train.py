@@ -102,7 +102,8 @@ def _key(row: Row) -> str:
 
 def _info(one: SyntheticSet) -> SetInfo:
     digest = hashlib.sha256()
-    for name, tensor in sorted(one.param.state_dict().items()):
+    for name, tensor in sorted(one.stored_tensors().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return SetInfo(seed=one.seed, sha256=digest.hexdigest(), storage=one.param.storage().to_json())
+    selection = one.metadata.get("selection") or {}
+    return SetInfo(seed=one.seed, sha256=digest.hexdigest(), storage=one.storage().to_json(), selection=selection)

@@ -1,0 +1,62 @@
+"""The images that a run starts from, and what is recorded of how they were chosen."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from torch import Tensor
+
+from dcf.errors import PluginError
+from dcf.runconfig import RunConfig
+from dcf.seeding import generator
+from dcf.selector import Selector
+
+if TYPE_CHECKING:
+    from dcf.data.real import RealData
+
+__all__ = ["select"]
+
+#: Chosen images that are recorded by number at most, and characters of a record.
+_MOST_INDICES: Final = 100_000
+_LONGEST: Final = 2 * 2**20
+
+
+def select(selector: Selector, data: RealData, view_class: Tensor, config: RunConfig) -> tuple[Tensor, dict[str, Any]]:
+    """The images that a run starts from.
+
+    Args:
+        selector: Chooses them.
+        data: The real data.
+        view_class: `(views,)` class wanted at each place.
+        config: The run; one that learns nothing keeps real images, so that it is recorded which.
+
+    Returns:
+        `(views, C, H, W)` images, and what the file says about them: the selector's record, and for a coreset of at
+        most 100,000 images the `indices` of its images in the training data, one for each view.
+
+    Raises:
+        PluginError: When the record cannot be written as JSON.
+    """
+    draw = generator(config.seed, "init")
+    # A coreset is a set that is not learned; whoever overrides `images` need not choose by `indices`.
+    if not selector.real or type(selector).images is not Selector.images:
+        return selector.images(data, view_class, draw), _record(selector)
+    index = selector.indices(data, view_class, draw)
+    record = _record(selector)
+    if (config.iterations == 0 or config.matcher == "none") and len(index) <= _MOST_INDICES:
+        record = {**record, "indices": index.tolist()}
+    return data.train.images(index), record
+
+
+def _record(selector: Selector) -> dict[str, Any]:
+    """The selector's record as it will be read from a file."""
+    try:
+        text = json.dumps(dict(selector.record), allow_nan=False, ensure_ascii=False)
+        text.encode("utf-8")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PluginError(f"{type(selector).__name__}.record cannot be written as JSON: {error}") from None
+    if len(text) > _LONGEST:
+        raise PluginError(f"{type(selector).__name__}.record has {len(text)} characters; expected at most {_LONGEST}")
+    record: dict[str, Any] = json.loads(text)
+    return record
