@@ -111,6 +111,27 @@ _DATASETS = (
         "any Python object: python:module.attribute",
         config="dcf.data.options:PythonConfig",
     ),
+    Component(
+        Kind.DATASET,
+        "imagenet32",
+        "dcf.data.imagenet32:ImageNet32",
+        "ImageNet at 3x32x32, all of it or a group of similar classes",
+        config="dcf.data.options:ImageNet32Config",
+    ),
+    Component(
+        Kind.DATASET,
+        "subset",
+        "dcf.data.subset:Subset",
+        "some classes of another dataset, and some images of each",
+        config="dcf.data.options:SubsetConfig",
+    ),
+    Component(
+        Kind.DATASET,
+        "nuisance",
+        "dcf.data.nuisance:Nuisance",
+        "another dataset, faint, under texture that all classes share",
+        config="dcf.data.options:NuisanceConfig",
+    ),
 )
 
 _NETWORKS = (

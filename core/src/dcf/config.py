@@ -87,7 +87,7 @@ def validate(config: type[ConfigT], spec: Spec, flag: str = "") -> ConfigT:
         ConfigError: Naming the option, what was expected, what was got, and pointing at it in the text.
     """
     try:
-        return config.model_validate(spec.as_dict())
+        return config.model_validate(spec.as_dict(), context={"spec": spec, "flag": flag})
     except ValidationError as error:
         raise _explain(error, config, spec, flag) from None
 

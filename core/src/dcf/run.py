@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from dcf.build import create, create_stack, spec_text, stacked
 from dcf.components import Kind
+from dcf.data.nested import datasets_in, map_datasets
 from dcf.data.real import RealData
 from dcf.engine import Progress
 from dcf.errors import DataError, EvaluationError, UsageError
@@ -308,7 +309,7 @@ def _data_of(synthetic: SyntheticSet, given: Any) -> RealData:
     if given is not None:
         return _load_data(given)
     text = str(synthetic.config.get("data", ""))
-    if text.partition(":")[0] == "python":
+    if any(spec.name == "python" for spec in datasets_in(text)):
         raise UsageError(
             f"the file names the dataset '{text}', which is code; code that a file names is not run\n"
             f"  give it yourself if you trust it: --data {text}"
@@ -330,10 +331,13 @@ def _place_of(text: str) -> str:
 
 def _without_download(text: str) -> str:
     """The spec with downloads off: a file must not make this machine fetch or write anything."""
-    spec = parse_one(text, "--data")
+    return str(map_datasets(parse_one(text, "--data"), _offline))
+
+
+def _offline(spec: Spec) -> Spec:
     known = registry().find(Kind.DATASET, spec).component.load_config().model_fields
     kept = tuple(o for o in spec.options if o.key != "download")
-    return str(Spec(spec.name, (*kept, Option("download", "false")))) if "download" in known else text
+    return Spec(spec.name, (*kept, Option("download", "false"))) if "download" in known else spec
 
 
 def _some(names: Sequence[str]) -> list[str]:

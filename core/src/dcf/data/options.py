@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from dcf.config import Config
+from dcf.data.nested import DatasetSpec
 
-__all__ = ["Constants", "FolderConfig", "NormConfig", "PythonConfig", "TorchvisionConfig"]
+__all__ = [
+    "Constants",
+    "FolderConfig",
+    "ImageNet32Config",
+    "NormConfig",
+    "NuisanceConfig",
+    "PythonConfig",
+    "SubsetConfig",
+    "TorchvisionConfig",
+]
 
 #: Normalisation constants that the user gives; they win over the `norm` option.
 Constants = Annotated[
@@ -44,6 +55,16 @@ class TorchvisionConfig(NormConfig):
 
 def _size_text(value: Any) -> Any:
     return "x".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+
+
+def _class_list(value: Any) -> Any:
+    """Classes as texts; their order means nothing, so that there is one way to write each selection."""
+    if not isinstance(value, (tuple, list)):
+        return value
+    texts = [str(one) if isinstance(one, int) else one for one in value]
+    if not all(isinstance(one, str) for one in texts):
+        return value
+    return tuple(sorted(texts, key=lambda t: (not t.isdecimal(), int(t) if t.isdecimal() else 0, t)))
 
 
 class FolderConfig(NormConfig):
@@ -84,3 +105,71 @@ class PythonConfig(NormConfig):
     norm: Literal["auto", "unit"] = Field("auto", description="value space: computed on train, or plain pixels")
     mean: Constants = ()
     std: Constants = ()
+
+
+class SubsetConfig(Config):
+    """What is kept of another dataset."""
+
+    base: DatasetSpec = Field(description="the dataset to take from, as in base=(mnist)")
+    classes: Annotated[tuple[str, ...], BeforeValidator(_class_list)] = Field(
+        (), description="classes to keep, by name or number; the base's order stays; empty: all"
+    )
+    per_class: int = Field(0, ge=0, le=2**31 - 1, description="most training images a class; 0: all")
+    test_per_class: int = Field(0, ge=0, le=2**31 - 1, description="most test images a class; 0: all")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="which images are kept")
+    norm: Literal["base", "auto", "unit"] = Field(
+        "base", description="value space: that of the base, computed on the images kept, or plain pixels"
+    )
+
+
+class NuisanceConfig(NormConfig):
+    """A base dataset and the texture that is laid over it."""
+
+    base: DatasetSpec = Field(description="the dataset to recognise, as in base=(mnist)")
+    background: DatasetSpec = Field("cifar10", description="the dataset whose training images are the texture")
+    signal: float = Field(0.02, gt=0, le=1, description="weight of the base's pixels")
+    weight: float = Field(1.0, ge=0, le=1, description="weight of the background's pixels")
+    mode: Literal["fixed", "pool"] = Field(
+        "fixed", description="one background for all images, or one of a pool for each image"
+    )
+    pool: int = Field(30, ge=1, le=2**31 - 1, description="backgrounds to draw from, with mode=pool")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="which backgrounds, and which image gets which")
+    norm: Literal["auto", "unit"] = Field("auto", description="value space: computed on train, or plain pixels")
+    mean: Constants = ()
+    std: Constants = ()
+
+    @model_validator(mode="after")
+    def _pool_has_a_meaning(self) -> Self:
+        if self.mode == "fixed" and self.pool != type(self).model_fields["pool"].default:
+            raise ValueError("pool means nothing with mode=fixed; add mode=pool, or leave it out")
+        return self
+
+
+def _wordnet_ids(values: tuple[str, ...]) -> tuple[str, ...]:
+    strange = next((one for one in values if not re.fullmatch(r"n\d{8}", one)), None)
+    if strange is not None:
+        raise ValueError(f"expected WordNet ids such as n02099601, got '{strange}'"[:200])
+    if len(set(values)) < len(values):
+        raise ValueError("a class is named twice")
+    return values
+
+
+class ImageNet32Config(NormConfig):
+    """Where the files are, and which classes are taken."""
+
+    root: str = Field("data", description="folder with train_data_batch_1 to 10, val_data and map_clsloc.txt")
+    group: Literal["all", "automobile", "fish", "insect", "lizard", "terrier", "truck"] = Field(
+        "all", description="similar classes, by WordNet; all: the 1000"
+    )
+    classes: Annotated[tuple[str, ...], BeforeValidator(_class_list), AfterValidator(_wordnet_ids)] = Field(
+        (), description="WordNet ids such as n02099601, in place of a group"
+    )
+    norm: Literal["auto", "unit"] = Field("auto", description="value space: computed on train, or plain pixels")
+    mean: Constants = ()
+    std: Constants = ()
+
+    @model_validator(mode="after")
+    def _group_or_classes(self) -> Self:
+        if self.classes and self.group != "all":
+            raise ValueError("give either a group or classes, not both")
+        return self

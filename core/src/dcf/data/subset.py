@@ -1,0 +1,118 @@
+"""Some classes of another dataset, and some images of each."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dcf.data.base import LabelledPixels, pixel_statistics, real_data
+from dcf.data.derived import DerivedDataset
+from dcf.data.options import SubsetConfig
+from dcf.data.real import RealData, Split
+from dcf.data.store import TensorStore
+from dcf.errors import DataError
+from dcf.seeding import generator
+from dcf.space import ValueSpace
+
+__all__ = ["Subset", "class_numbers", "images_to_keep"]
+
+
+class Subset(DerivedDataset):
+    """Part of a dataset, in the order, the pixels and the value space of the whole."""
+
+    Config = SubsetConfig
+
+    name: ClassVar[str] = "subset"
+
+    def load(self) -> RealData:
+        """Load the base and keep what is asked for.
+
+        Raises:
+            DataError: When the base cannot be loaded or has no such class.
+        """
+        base = self.load_part("base")
+        try:
+            numbers = class_numbers(self.config.classes, base.spec.classes)
+        except DataError as error:
+            raise DataError(f"classes of {self.name}: {error}") from None
+        train = self._kept(base.train, numbers, self.config.per_class, "train")
+        test = self._kept(base.test, numbers, self.config.test_per_class, "test")
+        names = [base.spec.classes[c] for c in numbers]
+        levels = base.train.levels
+        space = self._space(base, train.pixels)
+        return real_data(train, test, names, space, self.id, base.source, base.hints, levels)
+
+    def _kept(self, split: Split, numbers: Sequence[int], most: int, part: str) -> LabelledPixels:
+        index = images_to_keep(split, numbers, most, self.config.seed, part)
+        labels = torch.full((len(split.counts),), -1, dtype=torch.int64)
+        labels[list(numbers)] = torch.arange(len(numbers))
+        return LabelledPixels(split.store.take(index), labels[split.labels[index]])
+
+    def _space(self, base: RealData, pixels: Tensor) -> ValueSpace:
+        if self.config.norm == "base":
+            return base.spec.space
+        if self.config.norm == "unit":
+            return ValueSpace.unit(base.spec.channels)
+        return ValueSpace(*pixel_statistics(TensorStore(pixels), base.train.levels))
+
+
+def class_numbers(wanted: Sequence[str], classes: Sequence[str]) -> list[int]:
+    """Classes by name or number, ascending.
+
+    A text is a name where a class is called so. It is a number, from 0, where it is one and no class of the
+    dataset has a number for its name.
+
+    Args:
+        wanted: Names or numbers; empty for all.
+        classes: All class names, in the order of the labels.
+
+    Raises:
+        DataError: When there is no such class, or one is named twice.
+    """
+    numbers = [_class_number(text, classes) for text in wanted] or list(range(len(classes)))
+    repeated = next((c for c in numbers if numbers.count(c) > 1), None)
+    if repeated is not None:
+        raise DataError(f"class '{classes[repeated]}' is named twice; name it once")
+    return sorted(numbers)
+
+
+def _class_number(text: str, classes: Sequence[str]) -> int:
+    if text in classes:
+        return classes.index(text)
+    numbered = any(name.isdecimal() for name in classes)
+    if text.isdecimal() and not numbered and int(text) < len(classes):
+        return int(text)
+    raise DataError(f"no class '{text}'; {_choices(text, classes, numbered)}")
+
+
+def _choices(text: str, classes: Sequence[str], numbered: bool) -> str:
+    close = difflib.get_close_matches(text, classes, n=1)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    shown = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+    return f"{hint}there are {shown}" + ("" if numbered else f", or numbers from 0 to {len(classes) - 1}")
+
+
+def images_to_keep(split: Split, numbers: Sequence[int], most: int, seed: int, part: str) -> Tensor:
+    """Image numbers of some classes, ascending.
+
+    Which images of a class are kept depends neither on the other classes nor on how many are kept: fewer are
+    always a part of more.
+
+    Args:
+        split: Images of the base, on the CPU.
+        numbers: Classes of the base.
+        most: Images of each class at most; 0 for all.
+        seed: Of the draw.
+        part: Name of the split, so that two are drawn apart.
+    """
+    kept = []
+    for c in numbers:
+        index = split.of_class(c)
+        if 0 < most < len(index):
+            index = index[torch.randperm(len(index), generator=generator(seed, "subset", part, c))[:most]]
+        kept.append(index)
+    return torch.cat(kept).sort().values
