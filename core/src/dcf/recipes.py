@@ -36,6 +36,10 @@ class Value(Config):
     hardware: str = Field("", description="what it ran on")
     wall_time: str = Field("", description="time of the condensation")
     version: str = Field("", description="version of dcf")
+    settings: dict[str, Any] = Field(
+        default_factory=dict,
+        description="what it was obtained with beside the recipe, by dotted key, such as matcher.batch_real",
+    )
 
 
 class Header(Config):
