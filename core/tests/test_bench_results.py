@@ -216,13 +216,22 @@ def test_markdown_latex_and_csv():
     odd = row("a_b|c & 5%", sweep={"param.r": "2"})
     shown = shown_rows([bench(odd, RANDOM)])
     assert "| a\\_b\\|c & 5% |" in markdown_text(long_sheet(shown))
-    assert r"a\_b|c \& 5\% & digits" in latex_text(long_sheet(shown))
+    assert r"a\_b|c \& 5\% & ipc=1" in latex_text(long_sheet(shown))
     lines = list(csv.DictReader(io.StringIO(csv_text(shown))))
     assert lines[0]["method"] == "a_b|c & 5%"
     assert float(lines[0]["mean"]) == odd.stat.mean
     assert float(lines[0]["vs_random"]) == pytest.approx(odd.stat.mean - RANDOM.stat.mean)
     assert lines[0]["sweep"] == "param.r=2"
     assert lines[1]["vs_random"] == ""
+
+
+def test_the_dataset_is_a_column_only_where_there_are_several():
+    one = long_sheet(shown_rows([bench(row(), RANDOM)]))
+    assert "data" not in one.columns
+    assert "data: digits" in one.notes
+    elsewhere = row(data={"spec": "mnist", "id": "mnist", "checksum": "1"})
+    two = long_sheet(shown_rows([bench(row(), RANDOM, elsewhere)]))
+    assert [cells[two.columns.index("data")] for cells in two.rows] == ["digits", "digits", "mnist"]
 
 
 def test_a_csv_cell_is_no_formula():

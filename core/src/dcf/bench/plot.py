@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ __all__ = ["Curve", "axis_of", "curves", "require_matplotlib", "save_plot"]
 SIZES: Final = {"bytes": "stored bytes of the set", "floats": "stored floats of the set"}
 _FORMS: Final = (".png", ".svg")
 _GREY: Final = "0.55"
+#: Characters of a title that fit above one plot.
+_TITLE: Final = 64
 #: Several rows of random images, such as with and without augmentation, differ in their lines.
 _STYLES: Final = ("-", "-.", ":")
 
@@ -216,7 +219,8 @@ def _draw(axes: Any, shown: Sequence[Shown], name: str, axis: str) -> None:
             axes.minorticks_off()
     axes.set_xlabel(SIZES.get(axis, axis))
     axes.set_ylabel("test accuracy in percent")
-    axes.set_title(name, fontsize=10)
+    short = len(name) <= _TITLE
+    axes.set_title(name if short else textwrap.fill(name, 3 * _TITLE // 2), fontsize=10 if short else 7)
     axes.grid(visible=True, alpha=0.3)
     axes.legend(fontsize=8)
 

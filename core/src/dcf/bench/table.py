@@ -105,7 +105,8 @@ _Column = tuple[str, bool, Callable[[Shown], str]]
 
 def long_sheet(shown: Sequence[Shown]) -> Sheet:
     """One line a row: result, difference to random, size, and whatever differs between the rows."""
-    columns = [*_always(), *_sweeps(shown), *_where_different(shown)]
+    columns = [column for column in _always() if column[0] != "data" or _datasets(shown)[1:]]
+    columns += [*_sweeps(shown), *_where_different(shown)]
     return Sheet(
         [name for name, _, _ in columns],
         [[text(one) for _, _, text in columns] for one in shown],
@@ -126,6 +127,10 @@ def _always() -> list[_Column]:
         ("stored bytes", True, lambda s: _number(s.row.bytes)),
         ("images a class", True, lambda s: "-" if s.row.views is None else f"{s.row.views:.4g}"),
     ]
+
+
+def _datasets(shown: Sequence[Shown]) -> list[str]:
+    return list(dict.fromkeys(s.row.data_name for s in shown))
 
 
 def _sweeps(shown: Sequence[Shown]) -> list[_Column]:
@@ -194,9 +199,11 @@ def _number(value: int | None) -> str:
 def _notes(shown: Sequence[Shown]) -> list[str]:
     protocols = list(dict.fromkeys(s.row.protocol for s in shown))
     notes = [f"protocol: {protocols[0]}"] if len(protocols) == 1 else []
+    several = len(_datasets(shown)) > 1
+    notes += [] if several else [f"data: {name}" for name in _datasets(shown)]
     notes.append("accuracy on the test images in percent; ± is the population standard deviation over all values")
     notes.append("n: sets x networks; vs random: points, with the 95 % interval of the difference")
-    notes += [f"{s.label}, {s.row.data_name}: {s.row.note}" for s in shown if s.row.note]
+    notes += [f"{s.label}{f', {s.row.data_name}' * several}: {s.row.note}" for s in shown if s.row.note]
     notes += [f"failed: {f.cell}: {f.reason}" for bench in _benches(shown) for f in bench.failures]
     if any(not bench.comparable for bench in _benches(shown)):
         notes.append(f"{NOT_COMPARABLE.upper()}: preset quick trains a tenth of what the protocol and the methods say")
