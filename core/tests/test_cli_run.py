@@ -13,6 +13,7 @@ from dcf.cli.progress import RunProgress, _clock
 from dcf.cli.results import outcome_json, report_table, show_outcome, show_report
 from dcf.evaluation.report import Report, Row, Run
 from dcf.evaluation.statistics import summarize
+from dcf.files import read_header
 from dcf.runconfig import RunConfig
 
 TINY = ["--matcher", "none", "--iterations", "2", "--ipc", "1", "--device", "cpu"]
@@ -86,6 +87,9 @@ def test_run_directory_has_a_default(tmp_path, monkeypatch, capsys):
 def test_resume_evaluate_info_and_preview_take_a_run_directory(tmp_path, capsys):
     out = tmp_path / "run"
     assert main(["-q", "condense", *TINY, "--no-eval", "--out", str(out)]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["evaluated"] is False
+    assert report["storage"]["payload_bytes"] == read_header(out / "synthetic.safetensors").nbytes
     assert main(["-q", "resume", str(out)]) == 0
     capsys.readouterr()
     assert main(["preview", str(out), "--out", str(tmp_path / "look.png")]) == 0

@@ -275,9 +275,14 @@ def _carry_out(session: Session, directory: RunDir | None, listener: Listener) -
         synthetic.save(directory.result)
         atomic_write(
             directory.report,
-            json.dumps(report.to_json() if report else {"evaluated": False}, indent=1) + "\n",
+            json.dumps(report.to_json() if report else _not_evaluated(synthetic), indent=1) + "\n",
         )
     return Outcome(config, directory, synthetic, report, done, False)
+
+
+def _not_evaluated(synthetic: SyntheticSet) -> dict[str, Any]:
+    """What the report of a run says that was not to be evaluated."""
+    return {"evaluated": False, "storage": synthetic.storage().to_json()}
 
 
 def _evaluate_result(session: Session, synthetic: SyntheticSet, listener: Listener) -> Report:
