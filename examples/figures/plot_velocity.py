@@ -1,7 +1,7 @@
 """Draw the curves of the evaluator `kernel-velocity`.
 
 dcf evaluate RUN... --evaluator kernel-velocity:until=60,every=5 --baselines random --out dc.json
-python examples/scripts/plot_velocity.py "class-wise=dc.json" "contrastive=dcc.json" --out velocity.svg
+python examples/figures/plot_velocity.py "class-wise=dc.json" "contrastive=dcc.json" --out velocity.svg
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """How much of the class information the class-wise and the contrastive loss keep under texture that all classes share.
 
-    python examples/scripts/contrast_signal.py --mnist data --background folder:path=cifar10-jpeg --out signal
+    python examples/figures/contrast_signal.py --mnist data --background folder:path=cifar10-jpeg --out signal
 
 writes `signal.json` and `signal.svg`. Nothing is condensed: 64 real images a class are compared with 10 others, once
 with right classes and once with every class taken for the next, on 15 networks that were never trained.
