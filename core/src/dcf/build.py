@@ -12,7 +12,7 @@ from dcf.errors import SpecError, UsageError
 from dcf.registry import Registry, registry
 from dcf.spec import Option, Spec, Stack, parse, parse_one
 
-__all__ = ["check", "create", "create_stack", "spec_text", "stacked"]
+__all__ = ["check", "create", "create_stack", "spec_text", "stacked", "suited"]
 
 #: What an object must be to stand in for a spec.
 _BASES: Final[Mapping[Kind, tuple[str, ...]]] = {
@@ -131,6 +131,19 @@ def stacked(what: Any) -> list[Any]:
     if isinstance(what, ChainAugmenter):
         return [one for part in what.parts for one in stacked(part)]
     return [what]
+
+
+def suited(param: Any) -> dict[str, Any]:
+    """Settings of a run that suit a parameterization, for where neither the user nor the data say otherwise.
+
+    Args:
+        param: A spec as text or `Stack`, or an object. Of the parts of a stack, the right one wins.
+
+    Raises:
+        SpecError: As `create_stack`.
+    """
+    made = create_stack(Kind.PARAM, param)[-1]
+    return {key: value for part in stacked(made) for key, value in part.defaults.items()}
 
 
 def spec_text(kind: Kind | str, what: Any) -> str:

@@ -12,7 +12,7 @@ from dcf.bench.cells import Cell, make_cell
 from dcf.bench.facts import DataFacts
 from dcf.bench.plan import Point, changed_rules
 from dcf.bench.settings import BenchSettings
-from dcf.build import create
+from dcf.build import create, suited
 from dcf.components import Kind
 from dcf.evaluation.protocol import Protocol, cost
 from dcf.resolve import Request, complete, resolve
@@ -85,8 +85,7 @@ def plan_rows(
 
 
 def _method_row(settings: BenchSettings, root: Path, point: Point, facts: DataFacts) -> RowPlan:
-    defaults = _defaults(str(point.request.settings.get("matcher", "none")))
-    config = complete(point.request, facts.hints, defaults)
+    config = _completed(point.request, facts.hints)
     if point.shortened and config.iterations:
         config = config.model_copy(update={"iterations": max(1, config.iterations // 10)})
     rules = changed_rules(config.model_dump())
@@ -97,6 +96,13 @@ def _method_row(settings: BenchSettings, root: Path, point: Point, facts: DataFa
         point.label, "method", config, facts, _budget_of(config), rules,
         rules.augment_spec(config.augment, facts.id), rules.network_spec(config.network), point.sweep,
     ))  # fmt: skip
+
+
+def _completed(request: Request, hints: Mapping[str, Any]) -> RunConfig:
+    """The run as `dcf condense` would make it of the same settings."""
+    settings = request.settings
+    usual = suited(str(settings.get("param", "pixels")))
+    return complete(request, {**usual, **hints}, _defaults(str(settings.get("matcher", "none"))))
 
 
 @cache
@@ -164,7 +170,7 @@ def _plain_run(settings: BenchSettings, row: RowPlan, ipc: int) -> RunConfig:
         "precision": row.config.precision, "device": settings.device, "evaluate": True,
     }  # fmt: skip
     request: Request = resolve(options)
-    return complete(request, {}, _defaults("none"))
+    return _completed(request, {})
 
 
 def _sorted(rows: list[RowPlan], methods: list[RowPlan]) -> list[RowPlan]:
