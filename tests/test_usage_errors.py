@@ -84,6 +84,7 @@ CASES = [
     Case("folder-option", condense("--data", "folder:paht=x"), ["folder has no option 'paht'"], "paht"),
     Case("pixels-option", condense("--param", "pixels:r=4"), ["pixels has no option 'r'", "options: none"], "r"),
     Case("wrong-type", condense("--matcher", "dm:batch_real=many"), ["expects int >= 1, got 'many'"], "many"),
+    Case("bound", condense("--matcher", "dc:match_steps=0"), ["expects 'auto' or an int >= 1, got '0'"], "0"),
     Case("wrong-choice", condense("--matcher", "dc:metric=foo"), ["'ours' | 'mse' | 'cos'", "got 'foo'"], "foo"),
     Case("out-of-bounds", condense("--matcher", "dm:batch_real=0"), [">= 1, got '0'"], "0"),
     Case("float-for-int", condense("--network", "convnet:width=1.5"), ["option 'width' expects"], "1.5"),

@@ -1,6 +1,6 @@
 """Options: conversion, and complaints in words for people."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field, ValidationError, model_validator
@@ -24,6 +24,7 @@ class Lowrank(Config):
     share: bool = Field(False, description="share the factors")
     opt: Inner = Field(Inner(), description="optimiser")
     drop: float = Field(0.0, ge=0, lt=1, description="share that is dropped")
+    steps: Annotated[int, Field(ge=1)] | Literal["auto"] = Field("auto", description="steps")
 
 
 def convert(text):
@@ -41,6 +42,8 @@ def convert(text):
         ("lowrank:r=4,share=true", {"r": 4, "share": True}),
         ("lowrank:r=4,share=no", {"r": 4, "share": False}),
         ("lowrank:r=4,opt.lr=2", {"r": 4, "opt": Inner(lr=2)}),
+        ("lowrank:r=4,steps=3", {"r": 4, "steps": 3}),
+        ("lowrank:r=4,steps=auto", {"r": 4}),
     ],
 )
 def test_text_is_converted(text, changed):
@@ -50,7 +53,7 @@ def test_text_is_converted(text, changed):
 OPTIONS = (
     "options: r (int >= 1, required), init ('svd' | 'normal', default svd), scale (float | 'auto', default auto), "
     "ops (list of str, default [a,b]), share (bool, default false), opt (Inner, default lr=0.1), "
-    "drop (float >= 0 and < 1, default 0.0)"
+    "drop (float >= 0 and < 1, default 0.0), steps ('auto' or an int >= 1, default auto)"
 )
 
 
@@ -70,6 +73,8 @@ OPTIONS = (
         ("lowrank:r=4,share=maybe", "lowrank: option 'share' expects bool, got 'maybe'", "maybe"),
         ("lowrank:r=4,drop=1", "lowrank: option 'drop' expects float >= 0 and < 1, got '1'", "1"),
         ("lowrank:r=4,scale=big", "lowrank: option 'scale' expects float | 'auto', got 'big'", "big"),
+        ("lowrank:r=4,steps=0", "lowrank: option 'steps' expects 'auto' or an int >= 1, got '0'", "0"),
+        ("lowrank:r=4,steps=all", "lowrank: option 'steps' expects 'auto' or an int >= 1, got 'all'", "all"),
         ("lowrank:r=4,ops=crop", "lowrank: option 'ops' expects list of str, got 'crop'", "crop"),
     ],
 )
@@ -158,3 +163,16 @@ def test_a_number_beyond_32_bits_is_refused():
     with pytest.raises(ConfigError, match="larger than a float of 32 bits"):
         validate(Sizes, parse_one("sizes:scale=1e39"))
     assert validate(Sizes, parse_one("sizes:scale=3e38")).scale == 3e38
+
+
+def test_bounds_of_a_choice_are_its_own():
+    class Sizes(Config):
+        some: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="a choice and nothing")
+        many: Literal["auto", "all"] | Annotated[int, Field(ge=1, le=4)] = Field("auto", description="several words")
+        text: Annotated[int, Field(ge=1)] | float | Literal["auto"] = Field("auto", description="three kinds")
+
+    assert [row.type for row in field_rows(Sizes)] == [
+        "float > 0 and <= 1",
+        "'auto' | 'all' or an int >= 1 and <= 4",
+        "'auto' or an int >= 1 or a float",
+    ]

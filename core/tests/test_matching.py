@@ -13,10 +13,13 @@ from dcf.matching import (
     batch_norm_statistics,
     class_embedding_means,
     class_gradients,
+    freeze_batch_norms,
     gradient_distance,
+    loops,
 )
 from dcf.networks.base import NetworkState
 from dcf.networks.convnet import ConvNet
+from dcf.testing import fake_context, fake_data
 
 SHAPES = [(4, 3, 3, 3), (4,), (2, 3, 3), (5, 7)]
 
@@ -187,9 +190,45 @@ def test_networks_without_batch_norm_are_left_alone():
     assert net.module.training
 
 
+@pytest.mark.parametrize("mode", ["reference", "exact"])
+def test_batch_norms_are_frozen_on_real_images_of_every_class(mode):
+    ctx = fake_context(data=fake_data(classes=3, shape=(2, 8, 8)))
+    (net, _, _), (twin, _, _) = small("batch", torch.float32), small("batch", torch.float32)
+    freeze_batch_norms(ctx, net, 4, mode, 1)
+    images = ctx.real(torch.arange(3), 4, "bn", 1)
+    assert images.shape[:2] == (3, 4)
+    batch_norm_statistics(twin, images.flatten(0, 1), mode)
+    assert all(torch.equal(net.buffers[name], twin.buffers[name]) for name in net.buffers)
+    assert not any(layer.training for layer in net.batch_norms)
+
+
+def test_no_images_are_drawn_for_networks_without_batch_norm():
+    ctx = fake_context()
+    ctx.real = None
+    freeze_batch_norms(ctx, small()[0], 4, "exact", 0)
+
+
 def test_embedding_means_see_all_classes_as_one_batch_under_batch_norm():
     net, x, _ = small("batch")
     together = net.embed(x.flatten(0, 1)).view(3, 5, -1).mean(1)
     assert torch.allclose(class_embedding_means(net, x), together)
     apart = torch.stack([net.embed(part).mean(0) for part in x])
     assert not torch.allclose(class_embedding_means(net, x), apart, atol=1e-3)
+
+
+# --- loops ----------------------------------------------------------------------------------------------------------
+
+TABLE = {2: (1, 7), 5: (10, 50), 20: (20, 25)}
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [(0, (1, 7)), (2, (1, 7)), (4, (1, 7)), (5, (10, 50)), (19, (10, 50)), (999, (20, 25))]
+)
+def test_a_row_holds_up_to_the_next(size, expected):
+    assert loops(TABLE, size) == expected
+
+
+def test_what_is_given_wins_over_the_row():
+    assert loops(TABLE, 5, steps=3) == (3, 50)
+    assert loops(TABLE, 5, epochs=0) == (10, 0)
+    assert loops(TABLE, 5, 4, 2) == (4, 2)

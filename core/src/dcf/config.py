@@ -155,24 +155,46 @@ def value_text(value: Any) -> str:
 
 
 def _type_text(info: FieldInfo) -> str:
-    bounds = {Ge: ">=", Gt: ">", Le: "<=", Lt: "<"}
-    limits = []
-    for meta in info.metadata:
-        for kind, sign in bounds.items():
-            if isinstance(meta, kind):
-                limits.append(f"{sign} {getattr(meta, kind.__name__.lower())}")
-    return " ".join([_annotation_text(info.annotation), " and ".join(limits)]).rstrip()
+    return " ".join([_annotation_text(info.annotation), _limits(info.metadata)]).rstrip()
+
+
+def _limits(metadata: Iterable[Any]) -> str:
+    """The bounds among the metadata of a field or of an annotation: `>= 0 and < 1`."""
+    signs = {Ge: ">=", Gt: ">", Le: "<=", Lt: "<"}
+    flat = [m for one in metadata for m in (one.metadata if isinstance(one, FieldInfo) else (one,))]
+    return " and ".join(
+        f"{sign} {getattr(meta, kind.__name__.lower())}"
+        for meta in flat
+        for kind, sign in signs.items()
+        if isinstance(meta, kind)
+    )
 
 
 def _annotation_text(annotation: Any) -> str:
     origin = get_origin(annotation)
     if origin is Annotated:
-        return _annotation_text(get_args(annotation)[0])
+        plain, *metadata = get_args(annotation)
+        return " ".join([_annotation_text(plain), _limits(metadata)]).rstrip()
     if origin is Literal:
         return " | ".join(repr(a) for a in get_args(annotation))
     if origin in (Union, UnionType):
-        return " | ".join(_annotation_text(a) for a in get_args(annotation) if a is not NoneType)
+        return _union_text([a for a in get_args(annotation) if a is not NoneType])
     if origin in (list, tuple):
         inner = [a for a in get_args(annotation) if a is not Ellipsis]
         return f"list of {_annotation_text(inner[0])}" if inner else "list"
     return str(getattr(annotation, "__name__", annotation))
+
+
+def _union_text(choices: list[Any]) -> str:
+    """The choices: `float | 'auto'`, but `'auto' or an int >= 1`, as the bounds would seem to be those of all."""
+    bounded = any(get_origin(a) is Annotated and _limits(get_args(a)[1:]) for a in choices)
+    if not bounded or len(choices) < 2:
+        return " | ".join(map(_annotation_text, choices))
+    texts = [_with_article(_annotation_text(a)) for a in choices]
+    return " or ".join(sorted(texts, key=lambda text: text[0].isalpha()))
+
+
+def _with_article(text: str) -> str:
+    if not text[0].isalpha():
+        return text
+    return f"an {text}" if text[0] in "aeiou" else f"a {text}"

@@ -1,4 +1,4 @@
-"""What gradient and distribution matching share: per-class gradients, distances, class means.
+"""What gradient and distribution matching share: per-class gradients, distances, class means, loop counts.
 
 All functions work on a chunk of c classes at once; how a chunk is computed (one call under `vmap`, or class after
 class) is decided here, by what measures fastest on the device, and does not change results beyond rounding.
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from dcf.context import Context
 from dcf.errors import UsageError
 from dcf.networks.base import NetworkState
 from dcf.training import cross_entropy
@@ -25,7 +26,9 @@ __all__ = [
     "choose_strategy",
     "class_embedding_means",
     "class_gradients",
+    "freeze_batch_norms",
     "gradient_distance",
+    "loops",
 ]
 
 Strategy = Literal["auto", "loop", "vmap"]
@@ -173,3 +176,44 @@ def batch_norm_statistics(net: NetworkState, images: Tensor, mode: Literal["refe
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     net.freeze_batch_norms()
+
+
+def freeze_batch_norms(
+    ctx: Context, net: NetworkState, images: int, mode: Literal["reference", "exact"], step: int
+) -> None:
+    """Let batch norms, if any, take their statistics from random real images of all classes, then freeze them.
+
+    Args:
+        ctx: What the images are drawn from; the draw is named `("bn", step)`.
+        net: The network; without batch norms nothing is drawn and nothing is done.
+        images: Real images of each class.
+        mode: As in `batch_norm_statistics`.
+        step: Number of the matching step within the iteration.
+    """
+    if net.batch_norms:
+        every = torch.arange(ctx.spec.num_classes, device=ctx.device)
+        batch_norm_statistics(net, ctx.real(every, images, "bn", step).flatten(0, 1), mode)
+
+
+def loops(
+    table: Mapping[int, tuple[int, int]],
+    images_per_class: int,
+    steps: int | Literal["auto"] = "auto",
+    epochs: int | Literal["auto"] = "auto",
+) -> tuple[int, int]:
+    """Matching steps a network, and epochs of training on the synthetic set between two of them.
+
+    Args:
+        table: Images a class from which a row holds, to the two numbers of the row. A set that is smaller than the
+            first row says takes the first row.
+        images_per_class: Size of the set in plain images a class.
+        steps: Matching steps; "auto" takes the table's.
+        epochs: Epochs; "auto" takes the table's.
+
+    Example:
+        >>> table = {1: (1, 1), 2: (10, 50), 20: (20, 25)}
+        >>> loops(table, 10), loops(table, 10, steps=3)
+        ((10, 50), (3, 50))
+    """
+    row = table[max(k for k in table if k <= max(min(table), images_per_class))]
+    return row[0] if steps == "auto" else steps, row[1] if epochs == "auto" else epochs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 import dcf
 from dcf.context import Context
@@ -14,7 +15,7 @@ from dcf.networks.options import ConvNetConfig
 from dcf.recipes import load_recipe
 from dcf.testing import SoftPixels, fake_context, fake_data
 from dcf.testing.fakes import filled
-from dcf_dc.matcher import DC, loops
+from dcf_dc.matcher import DC
 
 
 @pytest.mark.parametrize(
@@ -22,14 +23,21 @@ from dcf_dc.matcher import DC, loops
     [(1, (1, 1)), (10, (10, 50)), (20, (20, 25)), (30, (30, 20)), (40, (40, 15)), (50, (50, 10))],
 )
 def test_loop_table_is_the_published_one(ipc, expected):
-    assert loops(ipc) == expected
+    assert DC().schedule(ipc) == expected
 
 
 @pytest.mark.parametrize(
     ("ipc", "expected"), [(0, (1, 1)), (2, (10, 50)), (15, (10, 50)), (49, (40, 15)), (999, (50, 10))]
 )
 def test_other_sizes_take_the_row_below(ipc, expected):
-    assert loops(ipc) == expected
+    assert DC().schedule(ipc) == expected
+
+
+@pytest.mark.parametrize(("option", "least"), [("match_steps", 1), ("net_epochs", 0)])
+def test_counts_have_bounds(option, least):
+    assert getattr(DC.Config(**{option: least}), option) == least
+    with pytest.raises(ValidationError):
+        DC.Config(**{option: least - 1})
 
 
 def test_options_win_over_the_table():

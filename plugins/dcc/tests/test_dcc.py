@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 import dcf
 from dcf.augmenter import Augmenter
@@ -20,7 +21,7 @@ from dcf.testing import SoftPixels, fake_context, fake_data
 from dcf.testing.fakes import filled
 from dcf.types import Batch
 from dcf_dcc.contrast import joint_distance, mean_gradient
-from dcf_dcc.matcher import DCC, loops
+from dcf_dcc.matcher import DCC
 
 
 def dcc(**options):
@@ -37,12 +38,19 @@ def dcc(**options):
     [(1, (10, 5)), (10, (10, 50)), (20, (20, 25)), (30, (30, 20)), (40, (40, 15)), (50, (50, 10))],
 )
 def test_loop_table_is_the_released_one(ipc, expected):
-    assert loops(ipc) == expected
+    assert DCC().schedule(ipc) == expected
 
 
 @pytest.mark.parametrize(("ipc", "expected"), [(0, (10, 5)), (2, (10, 50)), (49, (40, 15)), (999, (50, 10))])
 def test_other_sizes_take_the_row_below(ipc, expected):
-    assert loops(ipc) == expected
+    assert DCC().schedule(ipc) == expected
+
+
+@pytest.mark.parametrize(("option", "least"), [("match_steps", 1), ("net_epochs", 0), ("outer_warmup", 0)])
+def test_counts_have_bounds(option, least):
+    assert getattr(DCC.Config(**{option: least}), option) == least
+    with pytest.raises(ValidationError):
+        DCC.Config(**{option: least - 1})
 
 
 def test_options_win_over_the_table():

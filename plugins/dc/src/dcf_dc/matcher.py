@@ -8,28 +8,15 @@ from typing import ClassVar
 import torch
 
 import dcf
-from dcf.matching import batch_norm_statistics, class_gradients, gradient_distance
+from dcf.matching import class_gradients, freeze_batch_norms, gradient_distance, loops
 from dcf_dc.options import DCConfig
 
-__all__ = ["DC", "loops"]
+__all__ = ["DC"]
 
 #: Images a class from which a row holds -> (matching steps a network, epochs of training between two of them).
 #: The released table has 1, 10, 20, 30, 40 and 50; between two of them the smaller one's row is used, except that
 #: any size above 1 trains its networks.
 LOOPS = {1: (1, 1), 2: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
-
-
-def loops(images_per_class: int) -> tuple[int, int]:
-    """Matching steps a network, and epochs of training on the synthetic set between two of them.
-
-    Args:
-        images_per_class: Size of the set in plain images a class.
-
-    Example:
-        >>> loops(10), loops(1)
-        ((10, 50), (1, 1))
-    """
-    return LOOPS[max(k for k in LOOPS if k <= max(1, images_per_class))]
 
 
 class DC(dcf.Matcher):
@@ -48,12 +35,11 @@ class DC(dcf.Matcher):
 
     def schedule(self, images_per_class: int) -> tuple[int, int]:
         """Matching steps a network and epochs between them, for a set of this size."""
-        steps, epochs = loops(images_per_class)
-        config = self.config
-        return (
-            steps if config.match_steps == "auto" else config.match_steps,
-            epochs if config.net_epochs == "auto" else config.net_epochs,
-        )
+        return loops(LOOPS, images_per_class, self.config.match_steps, self.config.net_epochs)
+
+    def updates(self, ctx: dcf.Context) -> int:
+        """Matching steps a network."""
+        return self.schedule(ctx.images_per_class)[0]
 
     def outer(self, ctx: dcf.Context, it: int) -> Iterator[dcf.Step]:
         """One network: match, train, match, ..."""
@@ -71,10 +57,7 @@ class DC(dcf.Matcher):
         Classes are disjoint in the synthetic set, so accumulating over chunks equals the joint sum, and only one
         chunk's graph is alive at a time.
         """
-        if net.batch_norms:
-            every = torch.arange(ctx.spec.num_classes, device=ctx.device)
-            images = ctx.real(every, self.config.bn_images, "bn", step)
-            batch_norm_statistics(net, images.flatten(0, 1), self.config.bn)
+        freeze_batch_norms(ctx, net, self.config.bn_images, self.config.bn, step)
         for chunk in ctx.chunks():
             yield dcf.Step(self.loss(ctx, net, chunk.classes, step).sum(), update=chunk.last)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -17,10 +17,10 @@ class DCConfig(dcf.Config):
 
     metric: Metric = Field("ours", description="gradient distance: ours (row-wise cosine), mse or cos")
     batch_real: int = Field(256, ge=1, description="real images a class and step")
-    match_steps: int | Literal["auto"] = Field(
+    match_steps: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="matching steps a network; auto: the published table by images a class"
     )
-    net_epochs: int | Literal["auto"] = Field(
+    net_epochs: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="training epochs between matching steps; auto: the published table"
     )
     lr_net: float = Field(0.01, gt=0, description="step size of the network's training")

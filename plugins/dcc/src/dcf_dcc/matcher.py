@@ -12,30 +12,17 @@ from torch import Tensor
 
 import dcf
 from dcf.context import Chunk
-from dcf.matching import batch_norm_statistics, class_gradients, gradient_distance
+from dcf.matching import class_gradients, freeze_batch_norms, gradient_distance, loops
 from dcf_dcc.contrast import contrastive, joint_distance, mean_gradient, pull
 from dcf_dcc.options import DCCConfig
 
-__all__ = ["DCC", "loops"]
+__all__ = ["DCC"]
 
 log = logging.getLogger(__name__)
 
 #: Images a class from which a row holds -> (matching steps a network, epochs of training between two of them).
 #: The released table has 1, 10, 20, 30, 40 and 50. Unlike that of gradient matching, it trains networks at 1, too.
 LOOPS = {1: (10, 5), 2: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
-
-
-def loops(images_per_class: int) -> tuple[int, int]:
-    """Matching steps a network, and epochs of training on the synthetic set between two of them.
-
-    Args:
-        images_per_class: Size of the set in plain images a class.
-
-    Example:
-        >>> loops(10), loops(1)
-        ((10, 50), (10, 5))
-    """
-    return LOOPS[max(k for k in LOOPS if k <= max(1, images_per_class))]
 
 
 class DCC(dcf.Matcher):
@@ -56,12 +43,11 @@ class DCC(dcf.Matcher):
 
     def schedule(self, images_per_class: int) -> tuple[int, int]:
         """Matching steps a network and epochs between them, for a set of this size."""
-        steps, epochs = loops(images_per_class)
-        config = self.config
-        return (
-            steps if config.match_steps == "auto" else config.match_steps,
-            epochs if config.net_epochs == "auto" else config.net_epochs,
-        )
+        return loops(LOOPS, images_per_class, self.config.match_steps, self.config.net_epochs)
+
+    def updates(self, ctx: dcf.Context) -> int:
+        """Matching steps a network."""
+        return self.schedule(ctx.images_per_class)[0]
 
     def warmup(self, iterations: int) -> int:
         """Networks that begin class-wise, in a run of this many iterations."""
@@ -85,19 +71,12 @@ class DCC(dcf.Matcher):
         outer_warmup = self.warmup(ctx.iterations)
         net = ctx.network()
         for step in range(steps):
-            self.freeze(ctx, net, step)
+            freeze_batch_norms(ctx, net, self.config.bn_images, self.config.bn, step)
             joint = contrastive(it, step, outer_warmup, self.config.inner_warmup)
             yield from (self.contrast if joint else self.class_wise)(ctx, net, step)
             if step < steps - 1:
                 net.train()
                 ctx.train(net, epochs, self.config.lr_net, self.config.batch_train, step)
-
-    def freeze(self, ctx: dcf.Context, net: dcf.NetworkState, step: int) -> None:
-        """Let batch norms, if any, take their statistics from real images of all classes and keep them."""
-        if net.batch_norms:
-            every = torch.arange(ctx.spec.num_classes, device=ctx.device)
-            images = ctx.real(every, self.config.bn_images, "bn", step)
-            batch_norm_statistics(net, images.flatten(0, 1), self.config.bn)
 
     # --- class-wise ------------------------------------------------------------------------------
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 
 import dcf
 from dcf.types import Metric
@@ -13,25 +13,22 @@ __all__ = ["DCCConfig", "VelocityConfig"]
 
 Auto = Literal["auto"]
 
-#: Smallest values of the options that may also be `auto`.
-LEAST = {"outer_warmup": 0, "match_steps": 1, "net_epochs": 0}
-
 
 class DCCConfig(dcf.Config):
     """Options; the defaults are the paper's for ConvNet."""
 
     metric: Metric = Field("ours", description="gradient distance: ours (row-wise cosine), mse or cos")
-    outer_warmup: int | Auto = Field(
+    outer_warmup: Annotated[int, Field(ge=0)] | Auto = Field(
         "auto",
         description="networks at the beginning whose first matching steps are class-wise; "
         "auto: a quarter of the run's iterations, which is the published 250 of 1000",
     )
     inner_warmup: int = Field(10, ge=0, description="how many matching steps of each of these networks are class-wise")
     batch_real: int = Field(256, ge=1, description="real images a class and step")
-    match_steps: int | Auto = Field(
+    match_steps: Annotated[int, Field(ge=1)] | Auto = Field(
         "auto", description="matching steps a network; auto: the released table by images a class"
     )
-    net_epochs: int | Auto = Field(
+    net_epochs: Annotated[int, Field(ge=0)] | Auto = Field(
         "auto", description="training epochs between matching steps; auto: the released table"
     )
     lr_net: float = Field(0.01, gt=0, description="step size of the network's training")
@@ -47,14 +44,6 @@ class DCCConfig(dcf.Config):
         description="how batch norms take their statistics from real images: one momentum step as released, or exactly",
     )
     bn_images: int = Field(16, ge=1, description="real images a class for the statistics of batch norms")
-
-    @field_validator(*LEAST)
-    @classmethod
-    def _is_large_enough(cls, value: int | str, info: ValidationInfo) -> int | str:
-        least = LEAST[str(info.field_name)]
-        if isinstance(value, int) and value < least:
-            raise ValueError(f"expected 'auto' or at least {least}, got {value}")
-        return value
 
 
 class VelocityConfig(dcf.Config):
