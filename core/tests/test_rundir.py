@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -66,6 +67,43 @@ def test_force_starts_over_and_leaves_what_is_not_the_runs(run):
     assert run.config() == other
     assert run.newest_checkpoint() is None
     assert sorted(p.name for p in run.path.iterdir()) == ["checkpoints", "config.toml", "notes.txt"]
+
+
+def finished(run):
+    """A run with everything that one leaves, and its files."""
+    save(run, 1, 2)
+    run.append_metrics([{"it": 1}])
+    for file in (run.result, run.preview, run.report):
+        file.write_text("old")
+    return {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+
+
+def test_nothing_is_lost_when_the_new_configuration_cannot_be_written(run, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = finished(run)
+    monkeypatch.setattr("dcf.files.os.fsync", full)
+    with pytest.raises(RunError, match="No space left on device"):
+        run.create(RunConfig(ipc=2), force=True)
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+
+
+def test_a_new_configuration_never_stands_beside_old_checkpoints(run, monkeypatch):
+    finished(run)
+    remove = RunDir._remove
+
+    def stuck(self, path):
+        if path.parent == run.checkpoints:
+            raise RunError(f"cannot remove '{path}'")
+        remove(self, path)
+
+    monkeypatch.setattr(RunDir, "_remove", stuck)
+    with pytest.raises(RunError, match="cannot remove"):
+        run.create(RunConfig(ipc=2), force=True)
+    assert run.config() == CONFIG
+    assert run.newest_checkpoint()[0] == 2
+    assert not list(run.path.glob(".*.tmp"))
 
 
 def test_a_directory_of_something_else_is_no_run(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -45,18 +46,24 @@ class RunDir:
     # --- life ------------------------------------------------------------------------------------
 
     def create(self, config: RunConfig, force: bool = False) -> None:
-        """Start a new run here.
+        """Start a new run here; what a run before it left is removed once the new configuration is on the disk.
 
         Raises:
             RunError: When a run is here already and `force` is not set, or nothing can be written here.
         """
         self.require_free(force)
-        for old in (self.metrics_file, self.result, self.preview, self.report):
-            self._remove(old)
-        for old in self.checkpoints.glob("*.safetensors") if self.checkpoints.is_dir() else ():
-            self._remove(old)
-        atomic_write(self.config_file, to_toml(config))
-        self._make(self.checkpoints)
+        # Its place is taken last, when no checkpoint is left that could pass for one of the new run.
+        waiting = self.path / f".{self.config_file.name}.tmp"
+        atomic_write(waiting, to_toml(config))
+        try:
+            self._make(self.checkpoints)
+            for old in (self.metrics_file, self.result, self.preview, self.report):
+                self._remove(old)
+            for old in self.checkpoints.glob("*.safetensors"):
+                self._remove(old)
+            self._move(waiting, self.config_file)
+        finally:
+            self._remove(waiting)
 
     def require_free(self, force: bool = False) -> None:
         """Make sure that a new run may start here.
@@ -117,7 +124,7 @@ class RunDir:
             return
         try:
             with self.metrics_file.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
+                file.writelines(json.dumps(_strict(row), allow_nan=False) + "\n" for row in rows)
         except OSError as error:
             raise RunError(f"cannot write '{self.metrics_file}': {error.strerror}") from None
 
@@ -178,11 +185,22 @@ class RunDir:
         except OSError as error:
             raise RunError(f"cannot remove '{path}': {error.strerror}") from None
 
+    def _move(self, path: Path, target: Path) -> None:
+        try:
+            path.replace(target)
+        except OSError as error:
+            raise RunError(f"cannot write '{target}': {error.strerror}") from None
+
     def _make(self, path: Path) -> None:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"cannot make the directory '{path}': {error.strerror}") from None
+
+
+def _strict(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as JSON has it, which knows no NaN: what is not finite becomes null."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
 def default_directory(config: RunConfig, root: Path | str = "runs") -> Path:
