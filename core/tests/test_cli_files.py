@@ -42,6 +42,20 @@ def test_info_shows_what_a_file_says(tmp_path, capsys):
     assert rows["storage"] == "6,400 floats, 25,600 bytes, 10 views"  # as older files tell it
 
 
+def test_info_shows_several_files_one_after_the_other(tmp_path, capsys):
+    files = [str(write(tmp_path / f"{name}.safetensors", seed=str(n))) for n, name in enumerate("ab")]
+    assert main(["info", *files]) == 0
+    first, second = capsys.readouterr().out.split("\n\n")
+    assert first.splitlines()[0].split()[:2] == ["file", files[0]]
+    assert second.splitlines()[0].split()[:2] == ["file", files[1]]
+    assert main(["info", *files, "--json"]) == 0
+    assert [one["seed"] for one in json.loads(capsys.readouterr().out)] == [0, 1]
+    assert main(["info", files[1], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["seed"] == 1
+    assert main(["info", files[0], str(tmp_path / "absent")]) == 1
+    assert capsys.readouterr().out == ""
+
+
 HOSTILE = [
     {"license": json.dumps("\x1b]0;owned\x07\x1b[2Jrm\r\nfake: line")},
     {"config": json.dumps({"param\x1b[31m": "\x9b31m[link=http://x]click[/link]"})},

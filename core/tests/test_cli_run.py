@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from dcf.cli import main
-from dcf.cli import progress as progress_module
-from dcf.cli.progress import RunProgress, _clock
+from dcf.cli import display, main
+from dcf.cli.display import clock
+from dcf.cli.progress import RunProgress
 from dcf.cli.results import outcome_json, report_table, show_outcome, show_report
 from dcf.evaluation.report import Report, Row, Run
 from dcf.evaluation.statistics import summarize
@@ -236,7 +236,7 @@ def state(it, seconds, iterations=100):
 
 def test_progress_without_a_terminal_is_a_line_now_and_then(caplog, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
     caplog.set_level(logging.INFO, "dcf.cli.progress")
     with RunProgress(live=False) as shown:
         for it in range(51, 101):  # resumed at 50: speed counts this process's iterations only
@@ -262,18 +262,18 @@ def test_progress_tells_stages_and_evaluations(caplog):
 def test_live_progress_draws_a_bar_and_cleans_up(monkeypatch):
     with RunProgress(live=True) as shown:
         shown.step(state(1, 0.5))
-        assert shown._bar.tasks[0].completed == 1
-        assert shown._bar.tasks[0].fields["facts"].startswith("loss 1.5, 2 it/s")
+        assert shown.drawing.tasks[0].completed == 1
+        assert shown.drawing.tasks[0].fields["facts"].startswith("loss 1.5, 2 it/s")
         shown.step(state(100, 50.0))
-        assert shown._bar.tasks == []
+        assert shown.drawing.tasks == []
         shown.evaluated("random", 1, 3, 0.5)
-        assert shown._bar.tasks[0].total == 3
-    assert shown._bar is None
+        assert shown.drawing.tasks[0].total == 3
+    assert shown.drawing is None
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0, "00:00"), (61, "01:01"), (3725.4, "1:02:05")])
+@pytest.mark.parametrize(("seconds", "text"), [(-1, "00:00"), (0, "00:00"), (61, "01:01"), (3725.4, "1:02:05")])
 def test_times_read_like_a_clock(seconds, text):
-    assert _clock(seconds) == text
+    assert clock(seconds) == text
 
 
 def test_resuming_a_finished_run_only_shows_it(tmp_path, capsys):

@@ -6,6 +6,21 @@ import dcf.testing
 
 SMALL = "network=mlp,epochs=2"
 
+SELECTORS = [
+    f"herding:{SMALL}",
+    "herding:features=raw",
+    f"k-center:{SMALL}",
+    "k-center:features=raw,start=random",
+    f"k-means:{SMALL}",
+    'forgetting:network="convnet:width=4,depth=1",epochs=2',
+    f"least-confidence:{SMALL}",
+    f"entropy:{SMALL}",
+    f"margin:{SMALL}",
+    f"el2n:networks=2,{SMALL}",
+    f"grand:networks=2,{SMALL}",
+]
+RECIPES = ["herding", "k-center", "k-means", "forgetting"]
+
 
 @pytest.fixture(autouse=True, scope="module")
 def own_cache(tmp_path_factory):
@@ -14,76 +29,10 @@ def own_cache(tmp_path_factory):
         yield
 
 
-@dcf.testing.parametrize("herding", kind="selector")
-def test_herding_conforms(check):
-    check()
-
-
-@dcf.testing.parametrize("herding:features=raw", kind="selector")
-def test_herding_of_pixels_conforms(check):
-    check()
-
-
-@dcf.testing.parametrize(f"k-center:{SMALL}", kind="selector")
-def test_k_center_conforms(check):
-    check()
-
-
-@dcf.testing.parametrize("k-center:features=raw,start=random", kind="selector")
-def test_k_center_from_a_random_image_conforms(check):
-    check()
-
-
-@dcf.testing.parametrize(f"k-means:{SMALL}", kind="selector")
-def test_k_means_conforms(check):
-    check()
-
-
-@dcf.testing.parametrize('forgetting:network="convnet:width=4,depth=1",epochs=2', kind="selector")
-def test_forgetting_conforms(check):
-    check()
-
-
-@dcf.testing.parametrize(f"least-confidence:{SMALL}", kind="selector")
-def test_least_confidence_conforms(check):
-    check()
-
-
-@dcf.testing.parametrize(f"entropy:{SMALL}", kind="selector")
-def test_entropy_conforms(check):
-    check()
-
-
-@dcf.testing.parametrize(f"margin:{SMALL}", kind="selector")
-def test_margin_conforms(check):
-    check()
-
-
-@dcf.testing.parametrize(f"el2n:networks=2,{SMALL}", kind="selector")
-def test_el2n_conforms(check):
-    check()
-
-
-@dcf.testing.parametrize(f"grand:networks=2,{SMALL}", kind="selector")
-def test_grand_conforms(check):
-    check()
-
-
-@dcf.testing.parametrize("herding", kind="recipe")
-def test_herding_recipe_conforms(check):
-    check()
-
-
-@dcf.testing.parametrize("k-center", kind="recipe")
-def test_k_center_recipe_conforms(check):
-    check()
-
-
-@dcf.testing.parametrize("k-means", kind="recipe")
-def test_k_means_recipe_conforms(check):
-    check()
-
-
-@dcf.testing.parametrize("forgetting", kind="recipe")
-def test_forgetting_recipe_conforms(check):
-    check()
+@pytest.mark.parametrize(
+    ("kind", "spec"), [*(("selector", spec) for spec in SELECTORS), *(("recipe", name) for name in RECIPES)]
+)
+def test_component_conforms(kind, spec):
+    results = dcf.testing.run_checks(kind, spec)
+    assert len(results) >= 5
+    assert not [f"{r.name}: {r.detail}" for r in results if r.status == "failed"]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Group
 from rich.live import Live
@@ -15,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dcf.cli.console import clean, stderr
+from dcf.cli.display import Display, clock
 
 if TYPE_CHECKING:
     from dcf.bench.cells import Cell
@@ -31,7 +31,7 @@ _EVERY: Final = 60.0  # seconds between two lines where nobody watches
 _STAGES: Final = {"condensing": 0.8, "evaluating": 0.2}
 
 
-class BenchProgress(Watcher):
+class BenchProgress(Display[Live], Watcher):
     """Shows the progress of a bench on stderr.
 
     Args:
@@ -39,20 +39,9 @@ class BenchProgress(Watcher):
     """
 
     def __init__(self, live: bool | None = None) -> None:
-        self.live = (stderr.is_terminal and log.isEnabledFor(logging.INFO)) if live is None else live
-        self._screen: Live | None = None
+        super().__init__(live, _EVERY)
         self._total = self._done = self._before = 0
-        self._start = self._last_line = time.monotonic()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._screen is not None:
-            self._screen.stop()
-            self._screen = None
+        self._start = time.monotonic()
 
     def stage(self, text: str) -> None:
         """A stage begins."""
@@ -64,16 +53,13 @@ class BenchProgress(Watcher):
         self._start = self._last_line = time.monotonic()
         log.info("%d cells, %d of them done already", total, done)
         if self.live and total > done:
-            self._screen = Live(console=stderr, transient=True, refresh_per_second=4)
-            self._screen.start()
+            self.draw(Live(console=stderr, transient=True, refresh_per_second=4))
 
     def running(self, running: Sequence[Running]) -> None:
         """These are worked on."""
-        now = time.monotonic()
-        if self._screen is not None:
-            self._screen.update(self._drawing(running))
-        elif running and now - self._last_line >= _EVERY:
-            self._last_line = now
+        if self.drawing is not None:
+            self.drawing.update(self._picture(running))
+        elif running and self.line_due():
             log.info("%s; running: %s", self._line(running), "; ".join(map(_state, running)))
 
     def ended(self, cell: Cell, error: str | None) -> None:
@@ -88,7 +74,7 @@ class BenchProgress(Watcher):
 
     def _line(self, running: Sequence[Running]) -> str:
         left = self._left(running)
-        return f"{self._done} of {self._total} cells" + (f", about {_clock(left)} left" if left is not None else "")
+        return f"{self._done} of {self._total} cells" + (f", about {clock(left)} left" if left is not None else "")
 
     def _left(self, running: Sequence[Running]) -> float | None:
         """Seconds that are left if the other cells take as long as those of this start did."""
@@ -97,7 +83,7 @@ class BenchProgress(Watcher):
             return None
         return (time.monotonic() - self._start) / work * (self._total - self._before - work)
 
-    def _drawing(self, running: Sequence[Running]) -> Group:
+    def _picture(self, running: Sequence[Running]) -> Group:
         head = Table.grid(padding=(0, 1))
         head.add_row(
             "cells", ProgressBar(total=max(1, self._total), completed=self._done, width=24), self._line(running)
@@ -119,9 +105,3 @@ def _fraction(noted: dict[str, Any]) -> float:
     stage = str(noted.get("stage"))
     before = _STAGES["condensing"] if stage == "evaluating" else 0.0
     return min(1.0, before + part * _STAGES.get(stage, 0.0))
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(max(0.0, seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -33,8 +33,8 @@ def stdout() -> Console:
     return Console(markup=False, highlight=False, emoji=False, width=None if narrow else _WIDE)
 
 
-def print_json(value: Mapping[str, Any]) -> None:
-    """One JSON object on stdout; pure ASCII, so that nothing in it can steer a terminal."""
+def print_json(value: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+    """One JSON object, or a list of some, on stdout; pure ASCII, so that nothing in it can steer a terminal."""
     typer.echo(json.dumps(value, indent=1))
 
 

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from dcf.cli.console import clean, print_json, stdout
-from dcf.cli.options import AsJson, set_file
+from dcf.cli.options import set_file
 from dcf.cli.sizes import size_line
 from dcf.metadata import read_metadata
 
@@ -29,15 +29,26 @@ def add_to(app: typer.Typer) -> None:
 
 
 def info(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="a condensed set, or its run directory")],
-    json: AsJson = False,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="condensed sets, or their run directories")],
+    json: Annotated[
+        bool,
+        typer.Option("--json", metavar="", help="write JSON to stdout and nothing else: an object, of several a list"),
+    ] = False,
 ) -> None:
-    """Show what a condensed set says about itself; needs no plugin and reads no images."""
-    path = set_file(file)
-    header = read_metadata(path)
+    """Show what condensed sets say about themselves; needs no plugin and reads no images."""
+    paths = [set_file(file) for file in files]
+    headers = [read_metadata(path) for path in paths]
     if json:
-        print_json(header)
+        print_json(headers[0] if len(headers) == 1 else headers)
         return
+    for number, (path, header) in enumerate(zip(paths, headers, strict=True)):
+        if number:
+            typer.echo()
+        stdout().print(_table(path, header))
+
+
+def _table(path: Path, header: Mapping[str, Any]) -> Table:
+    """Everything that a file says, a line for each entry."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -46,7 +57,7 @@ def info(
     for key in [k for k in _FIRST if k in header] + rest[:_ENTRIES]:
         for name, text in _lines(key, header[key]):
             table.add_row(clean(name, 40), text)
-    stdout().print(table)
+    return table
 
 
 def _lines(name: str, value: Any) -> Iterator[tuple[str, str]]:
