@@ -1,0 +1,109 @@
+"""Training as a differentiable function: weights after T steps, with gradients for what the steps were made of.
+
+Differentiating through training the plain way keeps the graph of every step. Here the default is the discrete adjoint:
+steps are made without a graph, their weights are kept, and the way back rebuilds one step at a time. The gradients are
+the same; memory is that of one step and of the weights (see docs/unroll.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from dcf.errors import UsageError
+from dcf.networks.base import NetworkState
+from dcf.unroll._adjoint import sweep
+from dcf.unroll._sizes import StepSizes
+from dcf.unroll._steps import Loss, Rule, record, walk
+
+__all__ = ["Loss", "Mode", "StepSizes", "stateless", "unroll"]
+
+#: How gradients are obtained; see `unroll`.
+Mode = Literal["adjoint", "full", "checkpoint", "tesla"]
+
+
+def unroll(
+    loss: Loss,
+    start: Mapping[str, Tensor],
+    lrs: Tensor,
+    inputs: Sequence[Tensor],
+    *,
+    momentum: float = 0.0,
+    mode: Mode = "adjoint",
+    keep: int | Literal["cpu"] = 1,
+) -> dict[str, Tensor]:
+    """Weights after T steps of SGD, differentiable in `start`, `lrs` and `inputs`.
+
+    Step s is `v <- momentum v + grad loss(w, s)` and `w <- w - lrs[s] v`, from `v = 0`.
+
+    Args:
+        loss: The scalar training loss of step s at given weights. It must be pure, since it is computed more than once
+            for a step: the same arguments give the same value, so random draws are made beforehand, and autocast, where
+            wanted, is entered inside. A network with batch norms goes through `stateless`.
+        start: Weights before the first step. Those that require gradients receive them; detached ones save a part of
+            the first step on the way back.
+        lrs: `(T,)` step sizes, constant or differentiable.
+        inputs: Every tensor that `loss` closes over and that shall receive gradients, these very objects: leaves, or
+            tensors computed beforehand, such as decoded images. None may be computed from another.
+        momentum: Of SGD, without dampening.
+        mode: "adjoint": exact, with the memory of one step and of the weights kept. "full": ordinary autograd, with the
+            memory of all steps. "checkpoint": autograd that recomputes each step on the way back. "tesla": the adjoint
+            without the Hessian term, as if the weights of every step were constants (Cui et al., ICML 2023); exact for
+            one step only. Only "full" and "checkpoint" can be differentiated twice.
+        keep: For "adjoint" and "tesla": keep the weights of every k-th step and recompute those between; "cpu" keeps
+            all of them in main memory.
+
+    Returns:
+        The weights by name, in the order of `start`; without a graph where gradients are switched off.
+
+    Raises:
+        UsageError: For arguments that make no sense. In the modes "adjoint" and "tesla" also for an input that is
+            computed from another, a loss that depends on a tensor that requires gradients and is not among `inputs`,
+            and, on the way back, a second derivative.
+    """
+    _check(start, lrs, momentum, mode, keep)
+    weights = list(start.values())
+    rule = Rule(loss, tuple(start), momentum)
+    lrs = lrs.to(weights[0].device)
+    if not torch.is_grad_enabled():
+        *_, (final, _) = walk(rule, weights, None, list(enumerate(lrs.unbind())))
+    elif mode in ("full", "checkpoint"):
+        final = record(rule, weights, lrs.unbind(), recompute=mode == "checkpoint")
+    else:
+        final = sweep(rule, weights, lrs, inputs, hessian=mode == "adjoint", keep=keep)
+    return dict(zip(start, final, strict=True))
+
+
+def stateless(net: NetworkState) -> Callable[[Tensor, Mapping[str, Tensor]], Tensor]:
+    """A network as a pure function, for the loss of an unrolled step.
+
+    Called directly, batch norms in training mode move the running statistics of `net.buffers` each time a step is
+    computed, so more than once for some modes. The weights and gradients do not depend on that; what is left in the
+    buffers would.
+
+    Returns:
+        `(images, weights) -> logits`, computed with copies of the present buffers.
+    """
+
+    def logits(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        buffers = {name: buffer.clone() for name, buffer in net.buffers.items()}
+        return functional_call(net.module, ({**weights}, buffers), (x,))  # type: ignore[no-any-return]
+
+    return logits
+
+
+def _check(start: Mapping[str, Tensor], lrs: Tensor, momentum: float, mode: str, keep: int | str) -> None:
+    if mode not in get_args(Mode):
+        raise UsageError(f"unroll: expected the mode {', '.join(get_args(Mode))}, got '{mode}'")
+    if keep != "cpu" and not (isinstance(keep, int) and keep >= 1):
+        raise UsageError(f"unroll: expected keep to be a number of steps from 1, or 'cpu', got {keep!r}")
+    if lrs.ndim != 1 or not len(lrs):
+        raise UsageError(f"unroll: expected the step size of each step, (T,), got shape {tuple(lrs.shape)}")
+    if not start:
+        raise UsageError("unroll: expected weights to start from, got none")
+    if not momentum >= 0:
+        raise UsageError(f"unroll: expected a momentum from 0, got {momentum}")
