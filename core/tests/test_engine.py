@@ -218,7 +218,7 @@ def test_chunk_estimate_keeps_within_memory():
 
 
 def rates(engine):
-    return {g.name: (o["lr"], o["momentum"]) for g, o in zip(engine.groups, engine.optimizer.param_groups, strict=True)}
+    return {g.name: (o.lr, o.momentum) for g, o in zip(engine.groups, engine.optimizer.groups, strict=True)}
 
 
 def test_a_group_has_its_own_settings_unless_the_run_says_otherwise():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from pydantic import Field
@@ -143,7 +145,12 @@ class Teach(Matcher):
 def installed():
     made = [
         dcf.Component("param", name, f"{__name__}:{cls.__name__}", "one of this file")
-        for name, cls in (("tiles", Tiles), ("soft", SoftLabels), ("hallucinated", Hallucinated))
+        for name, cls in (
+            ("tiles", Tiles),
+            ("soft", SoftLabels),
+            ("hallucinated", Hallucinated),
+            ("mixtures", Mixtures),
+        )
     ]
     with dcf.testing.registry_with(*made, dcf.Component("matcher", "teach", f"{__name__}:Teach", "teaches both")):
         yield
@@ -267,6 +274,41 @@ def test_a_file_is_decoded_with_the_options_it_was_made_with(installed, tmp_path
 
     monkeypatch.setattr(Tiles, "Config", Changed)
     assert torch.equal(load(tmp_path / "set.safetensors").tensors().x, made.tensors().x)
+
+
+class Mixtures(Parameterization):
+    """Mixes every image from three canvases of half the size, which the inner one stores and no class owns."""
+
+    stackable = True
+
+    def inner_classes(self, item_class):
+        return item_class.new_zeros(3)
+
+    def allocate(self, spec, item_class):
+        self.set_layout(spec, item_class)
+        half = replace(spec, height=spec.height // 2, width=spec.width // 2)
+        self.inner.allocate(half, self.inner_classes(item_class))
+        self.weights = nn.Parameter(torch.zeros(len(item_class), 3))
+
+    def images(self, index):
+        mixed = torch.einsum("nk,kchw->nchw", self.weights[index], self.inner.images(torch.arange(3)))
+        return nn.functional.interpolate(mixed, scale_factor=2)
+
+    def absorb(self, images, generator=None):
+        with torch.no_grad():
+            self.inner.absorb(images[:, :, ::2, ::2][torch.arange(3) % len(images)])
+            self.weights.copy_(torch.eye(3)[torch.arange(len(images)) % 3] + 0.1)
+
+
+@pytest.mark.parametrize("spec", ["pixels+mixtures", "pixels+mixtures+tiles:factor=2"])
+def test_what_the_inner_one_stores_need_not_belong_to_the_items(installed, tmp_path, spec):
+    param = filled(create_stack("param", spec)[-1], fake_data(), 2)
+    dcf.testing.fake_set(param, spec=spec).save(tmp_path / "set.safetensors")
+    again = load(tmp_path / "set.safetensors")
+    for before, after in zip(stacked(param), stacked(again.param), strict=True):
+        assert torch.equal(before.item_class, after.item_class)
+        assert after.item_class.device.type == "cpu"
+    assert torch.equal(again.tensors().x, param.images(torch.arange(len(param.view_class))))
 
 
 class Labels(Pixels):

@@ -76,7 +76,7 @@ def test_the_file_is_flat_and_in_order(round_trip):
         "ipc = 1\nbudget = 'bytes=1'",
         "seed = -1",
         "lr = nan",
-        "labels = 'odd'",
+        "store = 'odd'",
         "lr = inf",
         "x = " + "[" * 5000,
     ],
@@ -174,8 +174,8 @@ def test_settings_of_a_group_are_set(round_trip):
     changed = apply_overrides(given, {"optim.images.lr": "2", "optim.lr.lr": "1e-5"})
     config = RunConfig(**changed)
     assert {k: v.model_dump() for k, v in config.optim.items()} == {
-        "images": {"lr": 2.0, "momentum": 0.9},
-        "lr": {"lr": 1e-5, "momentum": None},
+        "images": {"lr": 2.0, "momentum": 0.9, "optimizer": None},
+        "lr": {"lr": 1e-5, "momentum": None, "optimizer": None},
     }
     assert given == {"optim": {"images": {"momentum": 0.9}}}
     assert round_trip(config) == config

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 import dcf
 from dcf.errors import DcfError, EvaluationError, FormatError, PluginError, RunError, UsageError
 from dcf.files import pack, read_header, read_tensors
-from dcf.metadata import read_metadata
+from dcf.metadata import FORMAT, read_metadata
 from dcf.pixels import Pixels
 from dcf.preview import class_grid, save_preview
 from dcf.space import ValueSpace
@@ -183,7 +183,7 @@ def test_an_unknown_version_is_refused(forge, version):
         load(forge({"format": version}))
 
 
-@pytest.mark.parametrize("version", [3, 10**30])
+@pytest.mark.parametrize("version", [FORMAT + 1, 10**30])
 def test_a_newer_version_says_to_update(forge, version):
     with pytest.raises(FormatError, match="update dcf-core"):
         load(forge({"format": version}, {"images": None}))

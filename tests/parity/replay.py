@@ -263,8 +263,12 @@ def drive(ctx: Context, matcher: Matcher, lr: float = 0.0, momentum: float = 0.0
     replay = Replay()
     _note_losses(matcher, replay)
     engine = Engine(ctx, matcher, lr, momentum)
-    engine.optimizer.register_step_pre_hook(
-        lambda *_: replay.gradients.append([tensor.grad.clone() for tensor in engine.watch])
-    )
+    move = engine.optimizer.step
+
+    def noted() -> None:
+        replay.gradients.append([tensor.grad.clone() for tensor in engine.watch if tensor.grad is not None])
+        move()
+
+    engine.optimizer.step = noted  # type: ignore[method-assign]
     engine.iterate(0)
     return replay

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from dcf.selector import Selector
     from dcf.space import ValueSpace
     from dcf.synthetic import SyntheticSet, load
-    from dcf.types import Batch, DataSpec, Hints, MatcherDefaults, ParamGroup, Step
+    from dcf.types import Batch, DataSpec, Hints, MatcherDefaults, ParamGroup, Program, Step
 
 __version__ = "0.1.0"
 
@@ -67,6 +67,7 @@ __all__ = [
     "ParamGroup",
     "Parameterization",
     "PluginError",
+    "Program",
     "RunError",
     "Selector",
     "SpecError",
@@ -96,6 +97,7 @@ _LAZY = {
     "NetworkState": "dcf.networks.base",
     "ParamGroup": "dcf.types",
     "Parameterization": "dcf.parameterization",
+    "Program": "dcf.types",
     "Selector": "dcf.selector",
     "Step": "dcf.types",
     "SyntheticSet": "dcf.synthetic",

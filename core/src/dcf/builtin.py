@@ -51,6 +51,14 @@ _PARTS = (
     ),
     Component(
         Kind.EVALUATOR,
+        "replay",
+        "dcf.evaluation.replay:Replay",
+        "accuracy of networks after the very training that a set was made for, if it is a program",
+        "Wang et al., 2018",
+        _NO_OPTIONS,
+    ),
+    Component(
+        Kind.EVALUATOR,
         "cross-arch",
         "dcf.evaluation.cross_arch:CrossArch",
         "the same for a pool of architectures",
@@ -76,7 +84,7 @@ _DATASETS = (
         "digits",
         "dcf.data.digits:Digits",
         "1,797 scans of handwritten digits, 8x8, part of the package",
-        config=_NO_OPTIONS,
+        config="dcf.data.options:DigitsConfig",
     ),
     Component(Kind.DATASET, "mnist", "dcf.data.torchvision:Mnist", "handwritten digits, 1x28x28", config=_TORCHVISION),
     Component(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dcf.augmenter import Augmenter
 from dcf.data.real import RealData
-from dcf.errors import UsageError
+from dcf.errors import Stopped, UsageError
 from dcf.networks.base import NetworkFactory, NetworkState
 from dcf.parameterization import Parameterization
 from dcf.seeding import generator
@@ -70,6 +70,12 @@ class Context:
         self.class_chunk = class_chunk
         self.iterations = iterations
         self._images_per_class = images_per_class
+        #: Told what is being prepared, how much of it is done, of how much, and further facts; set by the run.
+        self.on_report: Callable[[str, int, int, str], None] = lambda what, done, total, facts: None
+        #: Whether the user asked to stop; set by the run.
+        self.stopping: Callable[[], bool] = lambda: False
+        #: What the run's matcher teaches; set by the engine.
+        self.teaches: frozenset[str] = frozenset({"images", "labels"})
         self.it = 0
         #: Updates done within the iteration.
         self.update = 0
@@ -104,6 +110,26 @@ class Context:
         """Seed the iteration; called by the engine."""
         self.it = it
         self.update = 0
+
+    def report(self, what: str, done: int, total: int, facts: str = "") -> None:
+        """Say how far a preparation is.
+
+        Args:
+            what: Such as "training experts".
+            done: Parts that are done.
+            total: Of how many.
+            facts: Anything else worth a glance, such as "accuracy 98.1 %".
+        """
+        self.on_report(what, done, total, facts)
+
+    def check_stop(self) -> None:
+        """End a preparation if the user asked for it; call it where what is done so far is kept.
+
+        Raises:
+            Stopped: When asked.
+        """
+        if self.stopping():
+            raise Stopped("stopped while preparing; the same command goes on from there")
 
     # --- classes ---------------------------------------------------------------------------------
 

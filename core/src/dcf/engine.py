@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from dcf.context import Context
 from dcf.errors import NonFiniteError, UsageError
 from dcf.matcher import Matcher
+from dcf.optimizer import Optimizer, require_groups, settle
 from dcf.parameterization import Parameterization
 from dcf.runconfig import GroupSettings
 from dcf.types import ParamGroup, Step
@@ -22,6 +23,9 @@ from dcf.types import ParamGroup, Step
 __all__ = ["Engine", "Progress", "check_composition"]
 
 log = logging.getLogger(__name__)
+
+#: Iterations in a row that may go without an update before a run is given up.
+_MOST_SKIPPED: Final = 5
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Progress:
         iterations: Iterations in all.
         loss: Mean over the iteration's updates of the loss summed over chunks; NaN where it was not read.
         log: Further scalars of the matcher, averaged over the iteration; `aux` is the sum of the
-            parameterization's own objectives.
+            parameterization's own objectives, `skipped` the number of updates that were left out.
         seconds: Since the engine was started.
     """
 
@@ -51,6 +55,7 @@ class _Tally:
     loss: Tensor | None = None
     aux: Tensor | None = None
     updates: int = 0
+    skipped: int = 0
     logs: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def add(self, step: Step) -> None:
@@ -69,6 +74,8 @@ class _Tally:
         logs = {name: float(torch.stack(values).float().mean()) for name, values in self.logs.items()}
         if self.aux is not None:
             logs["aux"] = float(self.aux) / max(1, self.updates)
+        if self.skipped:
+            logs["skipped"] = float(self.skipped)
         return loss, logs
 
 
@@ -114,13 +121,19 @@ class Engine:
         self.ctx = ctx
         self.matcher = matcher
         self.clip = clip
+        ctx.teaches = matcher.reads
+        matcher.setup(ctx)
         own = matcher.param_groups()
         for tensor in (p for group in own for p in group.params):
             tensor.data = tensor.data.to(ctx.device)
         self.groups: list[ParamGroup] = [*ctx.param.param_groups(), *own]
         self.watch: list[Tensor] = [p for group in self.groups for p in group.params]
         self.objectives = ctx.param.aux()
-        self.optimizer = torch.optim.SGD(optimizer_settings(self.groups, lr, momentum, optim or {}), lr=lr)
+        usual = replace(matcher.defaults, lr=lr, momentum=momentum)
+        self.optimizer = Optimizer([settle(group, usual, optim or {}) for group in self.groups])
+        require_groups(self.groups, optim or {})
+        #: Iterations in a row without any update, because of `Step.limit`.
+        self.skipped = 0
         self._prepared = False
 
     # --- running ---------------------------------------------------------------------------------
@@ -129,6 +142,12 @@ class Engine:
         """Let the matcher do what comes before the first iteration and before `load_state_dict`; once only."""
         if not self._prepared:
             self.matcher.prepare(self.ctx)
+            self._prepared = True
+
+    def rehearse(self) -> None:
+        """Stand in for `prepare` where only the time and memory of iterations are measured."""
+        if not self._prepared:
+            self.matcher.rehearse(self.ctx)
             self._prepared = True
 
     def run(
@@ -157,24 +176,43 @@ class Engine:
         for it in range(start, iterations):
             tally = self.iterate(it)
             loss, logs = tally.read()
-            self._guard(it, loss if tally.loss is not None else 0.0)
+            self._guard(it, loss if tally.loss is not None and not tally.skipped else 0.0)
+            self._count_skipped(it, tally, loss)
             on_iteration(Progress(it + 1, iterations, loss, logs, time.monotonic() - began))
             if should_stop():
                 return it + 1
         return iterations
 
-    def iterate(self, it: int) -> _Tally:
-        """One outer iteration."""
+    def iterate(self, it: int, go_on: Callable[[], bool] = lambda: True) -> _Tally:
+        """One outer iteration.
+
+        Args:
+            it: Its number.
+            go_on: Asked after each update; False ends the iteration there, unfinished.
+        """
         self.ctx.begin(it)
+        self.optimizer.begin(it)
         self._zero()
         tally = _Tally()
         for step in self._steps(it):
             if not step.accumulated:
                 self._backward(step)
-            if step.update:
+            if step.update and (step.limit is None or self._within(step)):
                 self._update(tally)
+            elif step.update:
+                tally.skipped += 1
+                self._zero()
             tally.add(step)
+            if step.update and not go_on():
+                break
         return tally
+
+    def _within(self, step: Step) -> bool:
+        """Whether the loss is at most its limit, and everything finite."""
+        loss = 0.0 if step.loss is None else float(step.loss.detach())
+        if not math.isfinite(loss) or (step.limit is not None and loss > step.limit):
+            return False
+        return bool(torch.stack([torch.isfinite(t.grad).all() for t in self.watch if t.grad is not None]).all())
 
     def _steps(self, it: int) -> Iterator[Step]:
         for step in self.matcher.outer(self.ctx, it):
@@ -216,12 +254,20 @@ class Engine:
                 tensor.grad.zero_()
 
     def _guard(self, it: int, loss: float) -> None:
-        finite = torch.stack([torch.isfinite(t).all() for t in self.watch]).all()
+        finite = torch.stack([torch.isfinite(t).all() for t in self.watch]).all() if self.watch else torch.tensor(True)
         if not math.isfinite(loss) or not bool(finite):
             what = "the synthetic set became NaN or infinite" if math.isfinite(loss) else f"the loss became {loss}"
             raise NonFiniteError(
-                f"{what} in iteration {it + 1}; the last good checkpoint is kept\n"
-                "  lower the step size (--lr) or clip the gradients (--clip), and start again"
+                f"{what} in iteration {it + 1}; the last good checkpoint is kept\n  {self.matcher.advice}"
+            )
+
+    def _count_skipped(self, it: int, tally: _Tally, loss: float) -> None:
+        self.skipped = self.skipped + 1 if tally.skipped and tally.skipped == tally.updates else 0
+        if self.skipped >= _MOST_SKIPPED:
+            raise NonFiniteError(
+                f"{self.skipped} iterations in a row, up to iteration {it + 1}, made no update, because the loss "
+                f"({loss:.4g}) or its gradient was too large or not finite; the last good checkpoint is kept\n"
+                f"  {self.matcher.advice}"
             )
 
     # --- state -----------------------------------------------------------------------------------
@@ -232,11 +278,9 @@ class Engine:
         state |= {f"matcher.{k}": v for k, v in self.matcher.state_dict().items()}
         for number, objective in enumerate(self.objectives):
             state |= {f"aux.{number}.{k}": v for k, v in objective.state_dict().items()}
-        for number, tensor in enumerate(self.watch):
-            buffer = self.optimizer.state.get(tensor, {}).get("momentum_buffer")
-            if buffer is not None:
-                state[f"momentum.{number}"] = buffer
-        return state
+        if self.skipped:
+            state["engine.skipped"] = torch.tensor(self.skipped)
+        return state | self.optimizer.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned, in place."""
@@ -245,33 +289,12 @@ class Engine:
         self.matcher.load_state_dict(_strip(state, "matcher.", device))
         for number, objective in enumerate(self.objectives):
             objective.load_state_dict(_strip(state, f"aux.{number}.", device))
-        for number, tensor in enumerate(self.watch):
-            if (buffer := state.get(f"momentum.{number}")) is not None:
-                self.optimizer.state[tensor]["momentum_buffer"] = buffer.to(tensor.device).clone()
+        self.optimizer.load_state_dict(state)
+        self.skipped = int(state.get("engine.skipped", torch.tensor(0)))
 
 
 def _strip(state: Mapping[str, Tensor], prefix: str, device: torch.device) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v.to(device) for k, v in state.items() if k.startswith(prefix)}
-
-
-def optimizer_settings(
-    groups: Sequence[ParamGroup], lr: float, momentum: float, optim: Mapping[str, GroupSettings]
-) -> list[dict[str, Any]]:
-    """What an optimiser of PyTorch takes for each group: `optim` wins over the group, the group over `lr`, `momentum`.
-
-    Raises:
-        UsageError: When `optim` names no group.
-    """
-    names = sorted({g.name for g in groups})
-    for unknown in set(optim) - set(names):
-        raise UsageError(f"optim.{unknown}: expected a group of what is learned ({', '.join(names)}), got '{unknown}'")
-    chosen = []
-    for group in groups:
-        given = optim.get(group.name, GroupSettings())
-        rate = next(v for v in (given.lr, group.lr, lr) if v is not None)
-        inertia = next(v for v in (given.momentum, group.momentum, momentum) if v is not None)
-        chosen.append({"params": list(group.params), "lr": rate, "momentum": inertia})
-    return chosen
 
 
 def estimate_chunk(bytes_per_image: int, images_per_class: int, classes: int, budget: int) -> int:

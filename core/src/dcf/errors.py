@@ -20,6 +20,7 @@ __all__ = [
     "PluginError",
     "RunError",
     "SpecError",
+    "Stopped",
     "UsageError",
 ]
 
@@ -103,6 +104,10 @@ class NonFiniteError(DcfError):
 
 class RunError(DcfError):
     """A run directory that cannot be used, or a run that could not go on."""
+
+
+class Stopped(DcfError):  # noqa: N818 - nothing went wrong
+    """The user asked to stop while something was prepared; what was finished is kept."""
 
 
 class EvaluationError(DcfError):

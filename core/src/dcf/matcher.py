@@ -24,8 +24,9 @@ class Matcher:
     the place to train a network on it. Two rules: never yield inside `no_grad` or autocast, and never change in
     place the weights of a network that a yielded loss depends on before being resumed.
 
-    A run calls `param_groups`, then `prepare`, then `load_state_dict` if it is resumed, then `outer` for each
-    iteration. So learnable values are made in `__init__`, and networks that outlive an iteration in `prepare`.
+    A run calls `setup`, `param_groups`, then `prepare`, then `initialise`, or `load_state_dict` if it is resumed, then
+    `outer` for each iteration. So learnable values are made in `__init__`, or in `setup` where their number depends on
+    the run, and networks that outlive an iteration in `prepare`.
 
     Class attributes:
         reads: What it can teach: "images", "labels" or both. Must overlap with what the parameterization `drives`.
@@ -33,6 +34,7 @@ class Matcher:
             starts), "embedding" (which every network has).
         classwise: Whether classes are independent of each other, so that separate runs may be merged.
         defaults: The settings of its paper.
+        advice: What to change when the run diverges: one line, without a full stop at its end.
     """
 
     #: Class of the options.
@@ -42,12 +44,38 @@ class Matcher:
     needs: ClassVar[frozenset[str]] = frozenset()
     classwise: ClassVar[bool] = False
     defaults: ClassVar[MatcherDefaults] = MatcherDefaults()
+    advice: ClassVar[str] = "lower the step size (--lr) or clip the gradients (--clip), and start again"
 
     def __init__(self, config: BaseConfig | None = None) -> None:
         self.config: Any = config if config is not None else self.Config()
 
+    def setup(self, ctx: Context) -> None:
+        """Make learnable values whose number depends on the run; cheap, and before `param_groups`.
+
+        Raises:
+            UsageError: When the options do not fit the set, such as batches that its images cannot fill.
+        """
+
     def prepare(self, ctx: Context) -> None:
-        """Do what must be done once in a process, before the first iteration, such as training experts."""
+        """Do what must be done once in a process, before the first iteration, such as training experts.
+
+        What takes long says how far it is (`ctx.report`) and ends when it is asked to (`ctx.check_stop`).
+        """
+
+    def initialise(self, ctx: Context) -> None:
+        """Change the starting values of the set; once in the life of a run, after `prepare`, never when resumed."""
+
+    def rehearse(self, ctx: Context) -> None:
+        """Stand in for `prepare` where only time and memory of an iteration are measured: quick, of any value."""
+        self.prepare(ctx)
+
+    def preparation(self, ctx: Context) -> float:
+        """Seconds that `prepare` will take, from a measurement of a part of it; 0 where there is nothing to do."""
+        return 0.0
+
+    def updates(self, ctx: Context) -> int:
+        """Updates of the synthetic set in one outer iteration, for estimates."""
+        return 1
 
     def outer(self, ctx: Context, it: int) -> Iterator[Step]:
         """One outer iteration.

@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from dcf.auxiliary import AuxiliaryObjective
 from dcf.config import Config as BaseConfig
-from dcf.errors import BudgetError
+from dcf.errors import BudgetError, UsageError
 from dcf.types import Batch, DataSpec, ParamGroup
+
+if TYPE_CHECKING:
+    from dcf.context import Context
 
 __all__ = ["Parameterization", "Storage", "TensorStorage"]
 
@@ -82,7 +85,8 @@ class Parameterization(nn.Module):
     alone: a file is loaded by calling `allocate` on the meta device and then filling in the state dict.
 
     A stackable one (`stackable = True`) owns the parameterization on its left, `self.inner`, and decodes the
-    canvases that `self.inner.images` returns, instead of raw tensors.
+    canvases that `self.inner.images` returns, instead of raw tensors. Where these are not one an item and of its
+    class, such as bases that all classes share, it overrides `inner_classes`, too.
 
     Class attributes:
         drives: What is learnable: "images", "labels" or both.
@@ -191,6 +195,19 @@ class Parameterization(nn.Module):
         self.item_class = item_class.to(torch.long)
         self.latent_names = ()
 
+    def inner_classes(self, item_class: Tensor) -> Tensor:
+        """Classes of the items of the inner one, given those of its own: the same, unless overridden.
+
+        What `allocate` passes on; loading a file asks for it again, on the CPU.
+
+        Args:
+            item_class: `(items,)` class of each of its own items, ascending.
+
+        Returns:
+            `(inner items,)`, ascending, on the same device; a new tensor where it differs.
+        """
+        return item_class
+
     def absorb(self, images: Tensor, generator: torch.Generator | None = None) -> None:
         """Initialise from real images or noise.
 
@@ -203,6 +220,33 @@ class Parameterization(nn.Module):
             stored = self.latents()
             for name, latent in self.encode(images).items():
                 stored[name].copy_(latent)
+
+    def initialise(self, ctx: Context) -> None:
+        """Set starting values that need more of the run than images, such as the labels of a trained network.
+
+        Once in the life of a run, after `absorb`; never when it is resumed.
+
+        Args:
+            ctx: The run.
+        """
+        if self.inner is not None:
+            self.inner.initialise(ctx)
+
+    def absorb_labels(self, labels: Tensor) -> None:
+        """Start from soft labels, where labels are learned.
+
+        Args:
+            labels: `(views, K)` probabilities, one row for each view in order of `view_class`.
+
+        Raises:
+            UsageError: When its labels are not learned.
+        """
+        if self.inner is None:
+            raise UsageError(
+                f"{type(self).__name__} has fixed labels; expected learned ones, such as --labels soft (see: "
+                "dcf list-plugins)"
+            )
+        self.inner.absorb_labels(labels)
 
     # --- decoding --------------------------------------------------------------------------------
 

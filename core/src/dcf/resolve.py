@@ -7,15 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from dcf.build import check, spec_text
+from dcf.components import Kind
 from dcf.config import validate_mapping, value_text
-from dcf.errors import BudgetError, ConfigError, UsageError
+from dcf.errors import BudgetError, ConfigError, SpecError, UsageError
 from dcf.evaluation.protocol import load_protocol
 from dcf.recipes import load_recipe, starter
+from dcf.registry import registry
 from dcf.runconfig import SPEC_ROLES, RunConfig, apply_overrides, parse_budget
+from dcf.spec import Spec, Stack, parse, parse_one
 from dcf.types import MatcherDefaults
 
 __all__ = ["Request", "complete", "resolve"]
 
+_HARD = "hard"
+_LABELS = "-labels"
 _FLAGS = {"augment": "--augment", "init": "--init", "data": "--data", "param": "--param"}
 
 
@@ -55,6 +60,7 @@ def resolve(
     for role, kind in SPEC_ROLES.items():
         if role in settings and role not in objects:
             settings[role] = str(check(kind, str(settings[role]), _FLAGS.get(role)))
+    _add_labels(settings, objects)
     _split_protocol(settings)
     _check_values(settings)
     return Request(settings, objects)
@@ -87,6 +93,35 @@ def complete(request: Request, hints: Mapping[str, Any], defaults: MatcherDefaul
     elif base.get("ipc") is None and base.get("budget") is None:
         base["ipc"] = 1
     return validate_mapping(RunConfig, base, "run")
+
+
+def _add_labels(settings: dict[str, Any], objects: Mapping[str, Any]) -> None:
+    """Learned labels are stored by a parameterization on top: `--labels NAME:...` adds `NAME-labels:...` to the stack.
+
+    A stack that has them already, as the configuration of a run does, stays as it is.
+    """
+    text = str(settings.get("labels", _HARD))
+    if text == _HARD:
+        return
+    wanted = parse_one(text, "--labels")
+    name = f"{wanted.name}{_LABELS}"
+    stack = parse(str(settings.get("param", RunConfig.model_fields["param"].default)))
+    if "param" in objects:
+        raise UsageError(f"--labels {text} needs the parameterization as a spec, got an object; stack the labels there")
+    if name in [part.name for part in stack]:
+        return
+    if name not in registry().names(Kind.PARAM):
+        kinds = [n.removesuffix(_LABELS) for n in registry().names(Kind.PARAM) if n.endswith(_LABELS)]
+        raise SpecError(
+            f"unknown kind of labels '{wanted.name}'",
+            text,
+            (0, len(wanted.name)),
+            [f"expected {_HARD}{''.join(f' or {kind}' for kind in kinds)}"],
+            "--labels",
+        )
+    added = Spec(name, wanted.options, text, (0, len(wanted.name)))
+    check(Kind.PARAM, str(added), "--labels")
+    settings["param"] = str(Stack((*stack, added)))
 
 
 def _split_protocol(settings: dict[str, Any]) -> None:

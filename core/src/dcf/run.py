@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from dcf.build import create, create_stack, spec_text, stacked
+from dcf.build import create, spec_text, suited
 from dcf.components import Kind
 from dcf.data.nested import datasets_in, map_datasets
 from dcf.data.real import RealData
 from dcf.engine import Progress
-from dcf.errors import DataError, EvaluationError, UsageError
+from dcf.errors import DataError, EvaluationError, Stopped, UsageError
 from dcf.evaluation.protocol import load_protocol
 from dcf.evaluation.report import Report
 from dcf.evaluation.runner import affordable_baselines, evaluate_sets
@@ -42,6 +43,9 @@ class Listener:
 
     def stage(self, text: str) -> None:
         """A stage begins, such as loading the data."""
+
+    def preparing(self, what: str, done: int, total: int, facts: str) -> None:
+        """A part of what comes before the first iteration is done, such as an expert of several."""
 
     def step(self, progress: Progress) -> None:
         """An outer iteration is done."""
@@ -134,12 +138,11 @@ def prepare(request: Request, listener: Listener | None = None) -> Prepared:
     device = select_device(str(settings.get("device", "auto")))
     # Before the data, which may take long: what cannot be made is said at once.
     matcher: Matcher = create(Kind.MATCHER, request.objects.get("matcher", settings.get("matcher", "none")))
-    param = create_stack(Kind.PARAM, request.objects.get("param", settings.get("param", "pixels")))[-1]
-    suited = {key: value for part in stacked(param) for key, value in part.defaults.items()}
+    usual = suited(request.objects.get("param", settings.get("param", "pixels")))
     text = str(settings.get("data", RunConfig.model_fields["data"].default))
     listener.stage(f"loading {text}")
     data = _load_data(request.objects.get("data", text))
-    config = complete(request, {**suited, **data.hints}, matcher.defaults)
+    config = complete(request, {**usual, **data.hints}, matcher.defaults)
     config = config.model_copy(update={"device": str(device)})
     if config.evaluate and not len(data.test):
         raise DataError(f"the data '{data.id}' have no test images to evaluate on; add some, or pass --no-eval")
@@ -261,7 +264,11 @@ def _carry_out(session: Session, directory: RunDir | None, listener: Listener) -
     config = session.config
     with precision_of(config.precision), interruptible() as interrupt:
         listener.stage("condensing")
-        done = session.run(directory, listener.step, lambda: interrupt.asked)
+        try:
+            done = session.run(directory, listener.step, lambda: interrupt.asked, listener.preparing)
+        except Stopped as reason:
+            log.warning("%s", reason)
+            return Outcome(config, directory, session.result(), None, 0, True)
         synthetic = session.result()
         if done < config.iterations:
             return Outcome(config, directory, synthetic, None, done, True)
@@ -293,7 +300,7 @@ def _evaluate_result(session: Session, synthetic: SyntheticSet, listener: Listen
     return evaluate_sets(
         [synthetic],
         data,
-        evaluator=create(Kind.EVALUATOR, "train", "--evaluator"),
+        evaluator=create(Kind.EVALUATOR, "replay" if synthetic.hints.program else "train", "--evaluator"),
         protocol=rules,
         networks=config.networks,
         baselines=rows,
@@ -328,10 +335,18 @@ def _data_of(synthetic: SyntheticSet, given: Any) -> RealData:
 
 
 def _place_of(text: str) -> str:
-    """How to say where a dataset is."""
-    name = parse_one(text).name
-    fields = registry().find(Kind.DATASET, name).component.load_config().model_fields
-    return next((f"{name}:{key}=DIR" for key in ("root", "path") if key in fields), "SPEC")
+    """How to say where a dataset is: the same spec with its places, and those of what it is made of, as DIR."""
+    return shlex.quote(str(map_datasets(parse_one(text), _placeless)))
+
+
+def _placeless(spec: Spec) -> Spec:
+    known = registry().find(Kind.DATASET, spec).component.load_config().model_fields
+    place = next((Option(key, "DIR") for key in ("root", "path") if key in known), None)
+    if place is None:
+        return spec
+    given = [o.key for o in spec.options]
+    others = tuple(place if o.key == place.key else o for o in spec.options)
+    return Spec(spec.name, others if place.key in given else (place, *others))
 
 
 def _without_download(text: str) -> str:

@@ -36,6 +36,7 @@ class GroupSettings(Config):
 
     lr: float | None = Field(None, gt=0, description="step size")
     momentum: float | None = Field(None, ge=0, lt=1, description="SGD momentum")
+    optimizer: Literal["sgd", "adam"] | None = Field(None, description="sgd or adam")
 
 
 class RunConfig(Config):
@@ -47,7 +48,7 @@ class RunConfig(Config):
     param: str = Field("pixels", description="parameterization spec: how the set is stored")
     augment: str = Field("none", description="augmenter spec, used in matching and in training on the set")
     init: str = Field("random", description="selector spec: what the set starts from")
-    labels: Literal["hard"] = Field("hard", description="kind of labels")
+    labels: str = Field("hard", description="kind of labels: hard, or learned ones such as soft:init=onehot")
     network: str = Field("convnet", description="network spec, for matching and for evaluation")
     ipc: int | None = Field(None, ge=1, description="budget as plain float images a class")
     budget: str | None = Field(None, description="budget as bytes=N or floats=N for the whole set")

@@ -133,9 +133,11 @@ class Session:
         return self.config.budget_of(math.prod(spec.shape), spec.num_classes).plain_images
 
     def initialise(self) -> None:
-        """Give the set its starting values."""
+        """Give the set its starting values; the matcher is prepared already."""
         images, self.selection = select(self.selector, self.data, self.param.view_class, self.config)
         self.param.absorb(images, generator(self.config.seed, "absorb"))
+        self.param.initialise(self.ctx)
+        self.matcher.initialise(self.ctx)
 
     def _preflight(self) -> None:
         if "double-backward" in self.matcher.needs and self.networks.needs_preflight:
@@ -173,17 +175,23 @@ class Session:
         directory: RunDir | None,
         on_step: Callable[[Progress], None] = lambda progress: None,
         stop: Callable[[], bool] = lambda: False,
+        on_report: Callable[[str, int, int, str], None] = lambda what, done, total, facts: None,
     ) -> int:
         """Initialise or resume, then run to the end or to a stop.
 
         Args:
             directory: Where checkpoints and metrics go; None keeps nothing.
             on_step: Called after each outer iteration.
-            stop: Asked after each outer iteration.
+            stop: Asked after each outer iteration, and by what takes long before the first.
+            on_report: Told how far such preparations are.
 
         Returns:
             Iterations that are done.
+
+        Raises:
+            Stopped: When the user asked to stop before the first iteration.
         """
+        self.ctx.on_report, self.ctx.stopping = on_report, stop
         start = self._restore(directory)
         iterations = self.config.iterations
         recorder = _Recorder(self, directory, on_step)
@@ -260,7 +268,7 @@ class Session:
             },
             "license": self.data.source,
             "environment": environment(self.data.train.device),
-            "generator": f"dcf format {format_of(config.store)}",
+            "generator": f"dcf format {format_of(config.store, self.data.spec.space)}",
             **({"selection": self.selection} if self.selection else {}),
         }
 

@@ -19,18 +19,19 @@ from dcf.build import create_stack
 from dcf.components import Kind
 from dcf.errors import DcfError, FormatError, PluginError, SpecError
 from dcf.files import DIGEST, read_header, read_tensors, write_tensors
-from dcf.metadata import FORMAT, decode_metadata, format_of, read_metadata
+from dcf.metadata import FORMAT, data_spec, decode_metadata, format_of, read_metadata
 from dcf.parameterization import Parameterization
 from dcf.registry import registry
 from dcf.space import ValueSpace
 from dcf.spec import parse
 from dcf.storage import StorageReport, decode, encode, layout, measure
-from dcf.types import Batch, DataSpec, Hints
+from dcf.types import Batch, DataSpec, Hints, Program
+from dcf.whitening import TENSORS
 
 __all__ = ["FORMAT", "SyntheticSet", "load", "read_metadata"]
 
-#: Elements of one decoded image that a file may claim; a hostile one could otherwise exhaust the memory.
-_MAX_IMAGE: Final = 2**26
+#: Optimiser steps that a file may claim.
+_MAX_STEPS: Final = 10_000_000
 _LABELS: Final = "labels"
 #: A distribution and its version, as in `dcf-lowrank 0.1.0`.
 _PACKAGE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}( [A-Za-z0-9][A-Za-z0-9.+!]{0,31})?\Z")
@@ -143,10 +144,10 @@ class SyntheticSet(Dataset[tuple[Any, Any]]):
         """What the set costs in its file, and the share of its budget that this is."""
         elements, classes = math.prod(self.spec.shape), self.spec.num_classes
         budget = Budget.recorded(self.metadata.get("run"), elements, classes, self.store)
-        return measure(self.param, self.store, budget)
+        return measure(self.param, self.store, budget, self.space.nbytes)
 
     def stored_tensors(self) -> dict[str, Tensor]:
-        """The tensors of its file but `labels`, by name.
+        """The tensors of its file but `labels` and those of a whitening, by name.
 
         Raises:
             RunError: When a value is beyond what `store` can hold.
@@ -182,12 +183,15 @@ class SyntheticSet(Dataset[tuple[Any, Any]]):
             RunError: When it cannot be written, or a value is beyond what `store` can hold.
             PluginError: When the parameterization stores a tensor under a name that the file needs itself.
         """
-        if _LABELS in self.param.state_dict():
-            raise PluginError(
-                f"{type(self.param).__name__} stores a tensor called '{_LABELS}', which in a file holds the class of "
-                "each item; expected another name, such as 'soft_labels'"
-            )
-        tensors = {**self.stored_tensors(), _LABELS: self.param.item_class}
+        stored = self.stored_tensors()
+        for name in (_LABELS, *TENSORS):
+            if name in stored:
+                raise PluginError(
+                    f"{type(self.param).__name__} stores a tensor called '{name}', which in a file holds "
+                    f"{'the class of each item' if name == _LABELS else 'the whitening'}; expected another name"
+                )
+        whitening = {} if self.space.whitening is None else self.space.whitening.tensors()
+        tensors = {**stored, **whitening, _LABELS: self.param.item_class}
         write_tensors(path, tensors, {f"dcf.{k}": _dump(v) for k, v in self.describe().items()})
 
     def describe(self) -> dict[str, Any]:
@@ -195,14 +199,14 @@ class SyntheticSet(Dataset[tuple[Any, Any]]):
         spec = self.spec
         return {
             **self.metadata,
-            "format": format_of(self.store),
+            "format": format_of(self.store, spec.space),
             **({} if self.store == "fp32" else {"store": {"dtype": self.store}}),
             "config": self.config,
             "seed": self.seed,
             "shape": list(spec.shape),
             "classes": list(spec.classes),
             "space": spec.space.to_json(),
-            "hints": {"lr": self.hints.lr, "ordered": self.hints.ordered, "extra": dict(self.hints.extra)},
+            "hints": self.hints.to_json(),
             "storage": self.storage().to_json(),
         }
 
@@ -229,7 +233,9 @@ def load(
         raise FormatError(f"'{path}' has no digest: another program changed it, and nothing vouches for its contents")
     tensors, strings = read_tensors(path)
     meta = decode_metadata(strings, path)
-    spec = _data_spec(meta, path)
+    spec = data_spec(meta, tensors, path)
+    if spec.space.whitening is not None:
+        tensors = {k: t for k, t in tensors.items() if k not in TENSORS}
     labels = _checked_labels(tensors.pop(_LABELS, None), spec, path)
     param = _parameterization(meta, path)
     store: Store = (meta.get("store") or {"dtype": "fp32"})["dtype"]
@@ -240,7 +246,7 @@ def load(
         spec,
         meta["config"],
         meta.get("seed", 0),
-        _hints(meta.get("hints", {}), path),
+        _hints(meta.get("hints", {}), len(param.view_class), path),
         {k: v for k, v in meta.items() if k not in known},
         store,
         tensors,
@@ -251,26 +257,6 @@ def load(
 
 def _dump(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
-
-
-def _data_spec(meta: Mapping[str, Any], path: Path) -> DataSpec:
-    try:
-        channels, height, width = meta["shape"]
-        classes = tuple(meta["classes"])
-        sizes = (channels, height, width)
-        if not all(type(n) is int and n > 0 for n in sizes) or channels * height * width > _MAX_IMAGE:
-            claimed = " x ".join(str(n)[:20] for n in sizes)
-            raise FormatError(f"'{path}' is damaged: it claims images of {claimed}")
-        if not classes or not isinstance(meta["classes"], list) or not all(isinstance(c, str) for c in classes):
-            raise FormatError(f"'{path}' is damaged: it names no classes")
-        space = ValueSpace.from_json(meta["space"])
-    except (KeyError, TypeError, ValueError):
-        raise FormatError(f"'{path}' is damaged: it does not say what its images are") from None
-    if len(space.mean) != channels:
-        raise FormatError(
-            f"'{path}' is damaged: {len(space.mean)} channels in its value space, {channels} in its images"
-        )
-    return DataSpec(channels, height, width, classes, space)
 
 
 def _checked_labels(labels: Tensor | None, spec: DataSpec, path: Path) -> Tensor:
@@ -352,12 +338,35 @@ def _require_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
             raise FormatError(f"'{path}' holds NaN or infinite values in '{name}'; it cannot be used")
 
 
-def _hints(hints: Mapping[str, Any], path: Path) -> Hints:
+def _hints(hints: Mapping[str, Any], views: int, path: Path) -> Hints:
+    damaged = FormatError(f"'{path}' is damaged: its hints are not of the form they must have")
+    if not isinstance(hints, dict):
+        raise damaged
     lr, ordered, extra = hints.get("lr"), hints.get("ordered", False), hints.get("extra", {})
-    good_lr = lr is None or (isinstance(lr, (int, float)) and not isinstance(lr, bool) and 0 < lr < 1e6)
-    if not (good_lr and isinstance(ordered, bool) and isinstance(extra, dict)):
-        raise FormatError(f"'{path}' is damaged: its hints are not of the form they must have")
-    return Hints(lr, ordered, extra)
+    steps, program = hints.get("steps"), hints.get("program")
+    good_steps = steps is None or (type(steps) is int and 0 < steps <= _MAX_STEPS)
+    if not ((lr is None or _is_step_size(lr)) and isinstance(ordered, bool) and isinstance(extra, dict) and good_steps):
+        raise damaged
+    if program is not None and not _is_program(program, views):
+        raise FormatError(f"'{path}' is damaged: its program does not fit its {views} images")
+    made = program and Program(tuple(map(tuple, program["steps"])), tuple(program["lrs"]), program.get("momentum", 0.0))
+    return Hints(lr, ordered, extra, steps, made)
+
+
+def _is_step_size(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e6
+
+
+def _is_program(program: Any, views: int) -> bool:
+    """Whether it is what `Hints.to_json` writes, for a set of so many views."""
+    if not isinstance(program, dict):
+        return False
+    steps, lrs, momentum = program.get("steps"), program.get("lrs"), program.get("momentum", 0.0)
+    if not isinstance(steps, list) or not isinstance(lrs, list) or not 0 < len(steps) == len(lrs) <= _MAX_STEPS:
+        return False
+    if not all(map(_is_step_size, lrs)) or not isinstance(momentum, (int, float)) or not 0 <= momentum < 1:
+        return False
+    return all(isinstance(s, list) and s and all(type(i) is int and 0 <= i < views for i in s) for s in steps)
 
 
 def _form(tensor: Tensor) -> str:
@@ -372,4 +381,4 @@ def _first_line(error: Exception) -> str:
 def _set_item_class(param: Parameterization, labels: Tensor) -> None:
     param.item_class = labels
     if param.inner is not None:
-        _set_item_class(param.inner, labels)
+        _set_item_class(param.inner, param.inner_classes(labels))

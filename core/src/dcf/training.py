@@ -9,10 +9,10 @@ evaluation protocols, and the replay of a recorded run.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ __all__ = [
     "evaluate_accuracy",
     "hard_labels",
     "random_augmentation",
+    "run_program",
     "sgd_epochs",
     "shuffled",
     "train",
@@ -198,8 +199,10 @@ def train(
     weight_decay: float = 0.0,
     augmentation: Augmentation | None = None,
     tally: bool = False,
+    optimizer: Literal["sgd", "adam"] = "sgd",
+    after_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> Trained:
-    """Train a network in place by SGD on the cross-entropy, in training mode.
+    """Train a network in place on the cross-entropy, in training mode.
 
     Uses no global randomness and never waits for the device.
 
@@ -214,13 +217,15 @@ def train(
         weight_decay: Added to the gradient as `weight_decay * w`, for all parameters.
         augmentation: Applied to the mini-batch of each step.
         tally: Measure accuracy and loss of the last epoch.
+        optimizer: "sgd", or "adam" with `momentum` and 0.999 as its coefficients.
+        after_epoch: Called with the number of each epoch, from 0, when it is done; must not change the network.
     """
     state.train()
     params, counted, steps, seen = state.parameters(), _Tally(), 0, 0
-    optimizer = _sgd(params, momentum, weight_decay)
+    mover = _optimizer(optimizer, params, momentum, weight_decay)
     for epoch in range(schedule.epochs):
         if epoch in schedule.restarts:
-            optimizer = _sgd(params, momentum, weight_decay)
+            mover = _optimizer(optimizer, params, momentum, weight_decay)
         parts = torch.split(order(epoch), batch)
         for number, index in enumerate(parts):
             data = fetch(index)
@@ -230,15 +235,47 @@ def train(
             loss = cross_entropy(logits, data.y)
             if tally and epoch == schedule.epochs - 1:
                 counted.add(logits, data.y, loss)
-            optimizer.param_groups[0]["lr"] = schedule.lr(epoch, (epoch + number / len(parts)) / schedule.epochs)
+            mover.param_groups[0]["lr"] = schedule.lr(epoch, (epoch + number / len(parts)) / schedule.epochs)
             loss.backward(inputs=params)  # type: ignore[no-untyped-call]
-            optimizer.step()
-            optimizer.zero_grad()
+            mover.step()
+            mover.zero_grad()
             steps, seen = steps + 1, seen + len(index)
+        after_epoch(epoch)
     return Trained(steps, seen, counted.mean(counted.correct), counted.mean(counted.loss))
 
 
-def _sgd(params: list[Tensor], momentum: float, weight_decay: float) -> torch.optim.SGD:
+@torch.enable_grad()
+def run_program(
+    state: NetworkState, fetch: Fetch, steps: Sequence[Tensor], lrs: Sequence[float], momentum: float = 0.0
+) -> Trained:
+    """Train a network in place by given steps in a given order, each with its own step size.
+
+    Args:
+        state: The network, put in training mode.
+        fetch: Images and labels of indices.
+        steps: `(n,)` indices of each optimiser step.
+        lrs: Step size of each.
+        momentum: Of SGD: `v <- momentum v + g`, `w <- w - lr v`, as in `dcf.unroll`.
+    """
+    state.train()
+    params, counted, seen = state.parameters(), _Tally(), 0
+    mover = _optimizer("sgd", params, momentum, 0.0)
+    for index, lr in zip(steps, lrs, strict=True):
+        data = fetch(index)
+        logits = state(data.x)
+        loss = cross_entropy(logits, data.y)
+        counted.add(logits, data.y, loss)
+        mover.param_groups[0]["lr"] = lr
+        loss.backward(inputs=params)  # type: ignore[no-untyped-call]
+        mover.step()
+        mover.zero_grad()
+        seen += len(index)
+    return Trained(len(steps), seen, counted.mean(counted.correct), counted.mean(counted.loss))
+
+
+def _optimizer(name: str, params: list[Tensor], momentum: float, weight_decay: float) -> torch.optim.Optimizer:
+    if name == "adam":
+        return torch.optim.Adam(params, lr=0.0, betas=(momentum, 0.999), weight_decay=weight_decay)
     return torch.optim.SGD(params, lr=0.0, momentum=momentum, weight_decay=weight_decay)
 
 

@@ -54,7 +54,7 @@ def gather(settings: BenchSettings, root: Path, rows: Sequence[RowPlan], failure
 
 
 def _record(row: RowPlan, settings: BenchSettings, failures: Mapping[str, str]) -> BenchRow:
-    config, rules = row.config, row.rules
+    config = row.config
     given = config.model_dump(mode="json", exclude_defaults=True, exclude=set(_ELSEWHERE))
     return BenchRow(
         label=row.label,
@@ -66,8 +66,7 @@ def _record(row: RowPlan, settings: BenchSettings, failures: Mapping[str, str]) 
         data={"spec": row.facts.text, "id": row.facts.id, "checksum": row.facts.checksum},
         budget=row.budget,
         iterations=config.iterations,
-        protocol=rules.id,
-        protocol_hash=rules.config_hash,
+        **_protocol(row),
         augment=row.augment,
         network=row.network,
         sets=max(1, len(row.cells)) if row.role == "whole" else settings.sets,
@@ -76,6 +75,16 @@ def _record(row: RowPlan, settings: BenchSettings, failures: Mapping[str, str]) 
         note=row.note,
         **_measured(row),
     )
+
+
+def _protocol(row: RowPlan) -> dict[str, str]:
+    """What the row was trained by: its protocol, or what its reports say where a set was run as a program."""
+    planned = {"protocol": row.rules.id, "protocol_hash": row.rules.config_hash}
+    done = next((cell for cell in row.cells if cell.state == "done"), None)
+    used = _wanted(_report(done), row.source).protocol if done is not None else row.rules.id
+    if used == row.rules.id:
+        return planned
+    return {"protocol": used, "protocol_hash": hashlib.sha256(used.encode()).hexdigest()[:16]}
 
 
 def _cell_record(number: int, cell: Cell, failures: Mapping[str, str]) -> CellRecord:

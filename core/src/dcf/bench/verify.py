@@ -14,6 +14,7 @@ from dcf.bench.settings import BenchSettings
 from dcf.components import Kind
 from dcf.config import validate_mapping, value_text
 from dcf.errors import ConfigError, DataError, UsageError
+from dcf.evaluation.protocol import PROGRAM
 from dcf.recipes import Recipe, Value
 from dcf.registry import registry
 from dcf.spec import Option, Spec, parse_one
@@ -162,7 +163,7 @@ def _bench(recipe: Recipe, value: Value, data: str, counts: Mapping[str, Any]) -
         # By the name in the recipe: the images may come from elsewhere, such as a folder.
         **{k: v for k, v in recipe.data.get(value.data, {}).items() if k not in ("networks", "baselines")},
     }
-    if value.protocol:
+    if value.protocol not in ("", PROGRAM):  # a program is run as such whatever the recipe's protocol is
         method["protocol"] = value.protocol
         method["protocol_set"] = {}
     if value.network != Value.model_fields["network"].default:

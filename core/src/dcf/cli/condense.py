@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,17 +20,23 @@ from dcf.rundir import RunDir
 if TYPE_CHECKING:
     from dcf.run import Outcome, Prepared
 
-__all__ = ["add_to", "condense", "resume"]
+__all__ = ["add_to", "condense", "request_of", "resume"]
 
 _WHAT = "What is condensed, and how"
 _SIZE = "How small"
 _SOLVE = "How it is optimised"
 _FILES = "Files"
 
+#: Parameters of `condense` that are settings of a run by the same name.
+_SETTINGS = (
+    *("data", "matcher", "param", "augment", "init", "labels", "network", "ipc", "budget", "store", "iterations"),
+    *("lr", "momentum", "clip", "class_chunk", "seed", "device", "precision", "protocol"),
+)
+
 #: What a plan says of the storage, in this order.
 _PLANNED = (
     *("views_per_class", "views", "floats", "bytes", "store", "budget", "utilisation"),
-    *("equivalent_images", "label_bytes", "payload_bytes"),
+    *("equivalent_images", "label_bytes", "space_bytes", "payload_bytes"),
 )
 
 
@@ -53,7 +60,7 @@ def condense(
     init: Annotated[
         str | None, _opt("--init", "SPEC", "selector of the images that the set starts from", _WHAT)
     ] = None,
-    labels: Annotated[str | None, _opt("--labels", "KIND", "kind of labels: hard", _WHAT)] = None,
+    labels: Annotated[str | None, _opt("--labels", "SPEC", "hard, or learned: soft:init=onehot", _WHAT)] = None,
     network: Annotated[str | None, _opt("--network", "SPEC", "network, such as convnet:depth=3", _WHAT)] = None,
     recipe: Annotated[
         str | None, _opt("--recipe", "NAME", "settings that belong together; see: dcf recipes", _WHAT)
@@ -89,24 +96,32 @@ def condense(
     json: common.AsJson = False,
 ) -> None:
     """Condense a dataset into a small synthetic one."""
-    given = {
-        "data": data, "matcher": matcher, "param": param, "augment": augment, "init": init, "labels": labels,
-        "network": network, "ipc": ipc, "budget": budget, "store": store, "iterations": iterations, "lr": lr,
-        "momentum": momentum, "clip": clip, "class_chunk": class_chunk, "seed": seed, "device": device,
-        "precision": precision, "protocol": protocol, "networks": nets, "baselines": common.baseline_rows(baselines),
-        "evaluate": False if no_eval else None,
-    }  # fmt: skip
-    changes = common.set_options(change or ())
-    if epochs is not None:
-        # Exactly so many: a protocol's least number of steps would otherwise raise them on a small set.
-        changes = {"protocol.steps_min": "0", "protocol.epochs": epochs, **changes}
-    request = _request(given, recipe, changes)
+    request = request_of(locals())
     if dry_run:
         _plan(request, json)
     else:
         if out is not None:
             RunDir(out).require_free(force)
         _run(request, out, force, json)
+
+
+def request_of(options: Mapping[str, Any]) -> Request:
+    """The run that the options of `condense`, by parameter, ask for.
+
+    Raises:
+        UsageError: Or a subclass, for the first thing that is wrong.
+    """
+    given = {name: options[name] for name in _SETTINGS}
+    given |= {
+        "networks": options["nets"],
+        "baselines": common.baseline_rows(options["baselines"]),
+        "evaluate": False if options["no_eval"] else None,
+    }
+    changes = common.set_options(options["change"] or ())
+    if options["epochs"] is not None:
+        # Exactly so many: a protocol's least number of steps would otherwise raise them on a small set.
+        changes = {"protocol.steps_min": "0", "protocol.epochs": options["epochs"], **changes}
+    return _request(given, options["recipe"], changes)
 
 
 def _request(given: dict[str, Any], recipe: str | None, changes: dict[str, str]) -> Request:
@@ -176,6 +191,7 @@ def _plan(request: Request, as_json: bool) -> None:
     # As comments: the whole output stays a usable config.toml.
     shown = {**plan, **size_texts(plan)}
     typer.echo("\n".join(["# planned", *(f"# {name.replace('_', ' ')} = {value}" for name, value in shown.items())]))
+    typer.echo("# for time and memory: dcf estimate, with the same options")
 
 
 def _storage_plan(prepared: Prepared) -> dict[str, Any]:
@@ -186,6 +202,6 @@ def _storage_plan(prepared: Prepared) -> dict[str, Any]:
     config, spec = prepared.config, prepared.data.spec
     param = Session(config, prepared.data, prepared.matcher, prepared.objects).param
     budget = config.budget_of(math.prod(spec.shape), spec.num_classes)
-    storage = measure(param, config.store, budget).to_json()
+    storage = measure(param, config.store, budget, spec.space.nbytes).to_json()
     items = {"items_per_class": len(param.item_class) // spec.num_classes}
-    return {**items, **{name: storage[name] for name in _PLANNED}, "iterations": config.iterations}
+    return {**items, **{name: storage[name] for name in _PLANNED if name in storage}, "iterations": config.iterations}

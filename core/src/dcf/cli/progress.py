@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import resource
 import sys
-import time
-from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from dcf.cli.console import stderr
+from dcf.cli.display import Display, clock
 
 if TYPE_CHECKING:
     from dcf.engine import Progress as RunState
@@ -27,7 +26,7 @@ log = logging.getLogger(__name__)
 _EVERY: Final = 30.0  # seconds between two lines where nobody watches
 
 
-class RunProgress(Listener):
+class RunProgress(Display[Progress], Listener):
     """Shows the progress of a run or an evaluation on stderr.
 
     Args:
@@ -36,39 +35,27 @@ class RunProgress(Listener):
     """
 
     def __init__(self, live: bool | None = None, every: float = _EVERY) -> None:
-        shown = log.isEnabledFor(logging.INFO)
-        self.live = (stderr.is_terminal and shown) if live is None else live
-        self.every = every
-        self._bar: Progress | None = None
+        super().__init__(live, every)
         self._task: TaskID | None = None
         self._first = 0
-        self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:
         if self.live:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[facts]}"),
-                TimeRemainingColumn(compact=True),
-                console=stderr,
-                transient=True,
-            )
-            self._bar.start()
+            self.draw(Progress(
+                TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+                TextColumn("{task.fields[facts]}"), TimeRemainingColumn(compact=True),
+                console=stderr, transient=True,
+            ))  # fmt: skip
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
 
     def stage(self, text: str) -> None:
         """A stage begins."""
         log.info("%s", text)
         self._end_task()
+
+    def preparing(self, what: str, done: int, total: int, facts: str) -> None:
+        """A part of what comes before the first iteration is done."""
+        self._show(what, done, total, facts, "", done == total)
 
     def step(self, progress: RunState) -> None:
         """An outer iteration is done."""
@@ -77,7 +64,7 @@ class RunProgress(Listener):
         done = progress.it - self._first + 1
         speed = done / progress.seconds if progress.seconds > 0 else 0.0
         facts = f"loss {progress.loss:.4g}, {speed:.3g} it/s, {_memory_text()}"
-        left = f"{_clock((progress.iterations - progress.it) / speed)} left" if speed else ""
+        left = f"{clock((progress.iterations - progress.it) / speed)} left" if speed else ""
         last = progress.it == progress.iterations
         self._show("condensing", progress.it, progress.iterations, facts, left, last)
 
@@ -88,25 +75,22 @@ class RunProgress(Listener):
         self._show(f"evaluating {what}", done, total, f"accuracy {100 * accuracy:.1f} %", "", done == total)
 
     def _show(self, what: str, done: int, total: int, facts: str, left: str, last: bool) -> None:
-        if self._bar is not None:
-            self._draw(what, done, total, facts)
-        now = time.monotonic()
-        if last or (self._bar is None and now - self._last_line >= self.every):
-            self._last_line = now
+        self._advance(what, done, total, facts)
+        if self.line_due(last):
             log.info("%s", ", ".join(p for p in (f"{what}: {done} of {total}", facts, "" if last else left) if p))
         if last:
             self._end_task()
 
-    def _draw(self, what: str, done: int, total: int, facts: str) -> None:
-        if self._bar is None:
+    def _advance(self, what: str, done: int, total: int, facts: str) -> None:
+        if self.drawing is None:
             return
         if self._task is None:
-            self._task = self._bar.add_task(what, total=total, completed=max(0, done - 1), facts=facts)
-        self._bar.update(self._task, completed=done, description=what, facts=facts)
+            self._task = self.drawing.add_task(what, total=total, completed=max(0, done - 1), facts=facts)
+        self.drawing.update(self._task, completed=done, description=what, facts=facts)
 
     def _end_task(self) -> None:
-        if self._bar is not None and self._task is not None:
-            self._bar.remove_task(self._task)
+        if self.drawing is not None and self._task is not None:
+            self.drawing.remove_task(self._task)
         self._task = None
 
 
@@ -116,9 +100,3 @@ def _memory_text() -> str:
         return f"{torch.cuda.max_memory_allocated() / 2**20:.0f} MiB GPU"
     unit = 1 if sys.platform == "darwin" else 1024
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20:.0f} MiB"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"

@@ -19,7 +19,13 @@ __all__ = ["outcome_json", "report_table", "show_outcome", "show_report"]
 
 log = logging.getLogger(__name__)
 
-_ROWS: Final = {"sets": "condensed set", "random": "random images", "whole": "whole training set"}
+_ROWS: Final = {
+    "sets": "condensed set",
+    "replay": "condensed set, run as a program",
+    "random": "random images",
+    "random-replay": "random images in its place",
+    "whole": "whole training set",
+}
 #: Metrics that are fractions in [0, 1], shown in percent.
 _FRACTIONS: Final = frozenset({"accuracy"})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from dcf.errors import UsageError
 from dcf.evaluation.context import EvalContext
 from dcf.evaluation.fit import Material, Measured, Trial, material_of_split, train_row
-from dcf.evaluation.protocol import Cost, cost
+from dcf.evaluation.protocol import PROGRAM, Cost, cost
 from dcf.training import shuffled
 from dcf.types import Batch
 
@@ -25,6 +26,7 @@ __all__ = [
     "equal_bytes",
     "find_baseline",
     "pick_per_class",
+    "random_program_row",
     "random_row",
     "whole_cost",
     "whole_row",
@@ -104,13 +106,42 @@ def _selections(sets: Sequence[SyntheticSet], ctx: EvalContext, k: int) -> Itera
     for net in range(ctx.n_nets):
         picked = pick_per_class(split.labels, ctx.data.spec.num_classes, k, ctx.generator(0, net, "random selection"))
         data = material_of_split(split, ctx.place).fetch(picked)
-        yield Trial(net, net, 0, _fixed(data, ctx, sets[0].hints.lr))
+        yield Trial(net, net, 0, replace(_fixed(data, ctx, sets[0].hints.lr), steps=sets[0].hints.steps))
 
 
 def _fixed(data: Batch, ctx: EvalContext, lr: float | None) -> Material:
     """Images held in memory, shuffled anew each epoch."""
     size = len(data.x)
     return Material(size, lambda i: Batch(data.x[i], data.y[i]), lambda g: shuffled(size, g, ctx.place), lr)
+
+
+def random_program_row(sets: Sequence[SyntheticSet], ctx: EvalContext, network: str) -> Measured | str:
+    """Random real images in the place of those of a program, class by class, a fresh selection for every network.
+
+    Returns:
+        The row, or why there is none: a class has fewer real images than the program has of it.
+    """
+    one, split = sets[0], ctx.data.train
+    view_class = one.param.view_class.cpu()
+    wanted = torch.bincount(view_class, minlength=ctx.data.spec.num_classes)
+    if bool((wanted > torch.bincount(split.labels.cpu(), minlength=len(wanted))).any()):
+        return "random-replay: no row, because a class has fewer real images than the program has of it"
+    stored = len(view_class) * _image_bytes(ctx.data.spec.shape)
+    trials = (Trial(net, net, 0, _in_program(one, ctx, net)) for net in range(ctx.n_nets))
+    sizes = {"bytes": stored, "floats": stored // _FLOAT_BYTES}
+    return train_row("random-replay", trials, ctx.n_nets, ctx, network, "none", PROGRAM, **sizes)
+
+
+def _in_program(one: SyntheticSet, ctx: EvalContext, net: int) -> Material:
+    """Random images in the order of a set's views, to be run as its program."""
+    split, classes = ctx.data.train, ctx.data.spec.num_classes
+    wanted = one.param.view_class.tolist()
+    most = max(wanted.count(c) for c in range(classes))
+    picked = pick_per_class(split.labels, classes, most, ctx.generator(0, net, "random selection"))
+    pools = [iter(picked[split.labels.cpu()[picked] == c].tolist()) for c in range(classes)]
+    index = torch.tensor([next(pools[c]) for c in wanted])
+    data = material_of_split(split, ctx.place).fetch(index)
+    return replace(_fixed(data, ctx, None), program=one.hints.program)
 
 
 def whole_cost(ctx: EvalContext) -> Cost:

@@ -11,7 +11,7 @@ from dcf.evaluation.context import EvalContext
 from dcf.evaluation.fit import Measured, set_row
 from dcf.evaluation.options import CrossArchConfig, pool_specs
 from dcf.evaluation.report import Report
-from dcf.evaluation.train import baseline_rows, build_report
+from dcf.evaluation.train import baseline_rows, build_report, with_program
 from dcf.evaluator import Evaluator
 
 if TYPE_CHECKING:
@@ -37,8 +37,10 @@ class CrossArch(Evaluator):
         networks = list(dict.fromkeys([home, *pool_specs(self.config.pool)]))
         for network in networks:
             ctx.factory(network)
-        results = [set_row(sets, ctx, network) for network in networks]
+        rows = [with_program(set_row(sets, ctx, network), sets, ctx, network) for network in networks]
+        results = [one for measured, _ in rows for one in measured]
         beside, notes = baseline_rows(sets, ctx, networks)
+        notes = [*rows[0][1], *notes]
         extra = {name: transfer(rows, home) for name, rows in _by_name([*results, *beside]).items()}
         return build_report("cross-arch", self, sets, ctx, results, beside, notes, results[0].row.stat, start, extra)
 

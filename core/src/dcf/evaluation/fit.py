@@ -6,17 +6,18 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dcf.augmenter import Augmenter
+from dcf.errors import EvaluationError
 from dcf.evaluation.context import EvalContext
-from dcf.evaluation.protocol import Protocol
+from dcf.evaluation.protocol import PROGRAM, Protocol
 from dcf.evaluation.report import Row, Run
-from dcf.networks.base import NetworkFactory
+from dcf.networks.base import NetworkFactory, NetworkState
 from dcf.training import (
     Accuracy,
     Fetch,
@@ -26,10 +27,11 @@ from dcf.training import (
     evaluate_accuracy,
     hard_labels,
     random_augmentation,
+    run_program,
     shuffled,
     train,
 )
-from dcf.types import Batch
+from dcf.types import Batch, Program
 
 if TYPE_CHECKING:
     from dcf.data.real import Split
@@ -41,6 +43,7 @@ __all__ = [
     "Trial",
     "material_of",
     "material_of_split",
+    "program_row",
     "schedule_for",
     "set_row",
     "train_row",
@@ -58,12 +61,16 @@ class Material:
         fetch: Images and labels of `(n,)` indices, on the device of the networks.
         order: From a CPU generator to the order source of one training.
         lr: Step size that was learned with the images, if any.
+        steps: Training length in optimiser steps that was learned with them, if any.
+        program: The training that they were made for, if it is to be run instead of the protocol's.
     """
 
     size: int
     fetch: Fetch
     order: Callable[[torch.Generator], Order]
     lr: float | None = None
+    steps: int | None = None
+    program: Program | None = None
 
 
 class Trial(NamedTuple):
@@ -99,9 +106,9 @@ class _Job(NamedTuple):
     augmenter: Augmenter | None
 
 
-def schedule_for(protocol: Protocol, n: int, learned: float | None = None) -> Schedule:
-    """The learning rates of a protocol for n training images and a learned step size, if any."""
-    lr, epochs = protocol.step_size(learned), protocol.nominal_epochs(n)
+def schedule_for(protocol: Protocol, n: int, learned: float | None = None, steps: int | None = None) -> Schedule:
+    """The learning rates of a protocol for n training images, a learned step size and a learned length, if any."""
+    lr, epochs = protocol.step_size(learned), protocol.nominal_epochs(n, steps)
     if protocol.schedule == "step-restart":
         return Schedule.step_restart(lr, epochs, protocol.extra_epoch)
     total = epochs + protocol.extra_epoch
@@ -110,18 +117,18 @@ def schedule_for(protocol: Protocol, n: int, learned: float | None = None) -> Sc
 
 @torch.no_grad()
 def material_of(one: SyntheticSet, ctx: EvalContext) -> Material:
-    """The training images of a set, decoded once; a set that is an ordered program is never shuffled."""
+    """The training images of a set, decoded once; an ordered set that has no program is never shuffled."""
     index = torch.arange(len(one.param.view_class), device=one.param.view_class.device)
     decoded = one.param.batch(index)
     labels = hard_labels(decoded.y) if ctx.rules.labels == "hard" else decoded.y
     x, y = decoded.x.detach().to(ctx.place), labels.detach().to(ctx.place)
 
     def order(generator: torch.Generator) -> Order:
-        if one.hints.ordered:
+        if one.hints.ordered and one.hints.program is None:
             return lambda _epoch: index.to(ctx.place)
         return lambda _epoch: one.param.epoch(generator).to(ctx.place)
 
-    return Material(len(index), lambda i: Batch(x[i], y[i]), order, one.hints.lr)
+    return Material(len(index), lambda i: Batch(x[i], y[i]), order, one.hints.lr, one.hints.steps)
 
 
 def material_of_split(split: Split, device: torch.device | str, lr: float | None = None) -> Material:
@@ -142,6 +149,7 @@ def train_row(
     ctx: EvalContext,
     network: str,
     augment: str,
+    protocol: str = "",
     **fields: Any,
 ) -> Measured:
     """Train and test one network for each trial, from fresh initialisations.
@@ -153,6 +161,7 @@ def train_row(
         ctx: Real data, protocol, seeds, device.
         network: Spec of the network.
         augment: Spec of the augmentation.
+        protocol: What the row says it was trained by; the id of the context's by default.
         fields: Further fields of the row, such as `bytes` and `info`.
     """
     job = _Job(ctx, ctx.factory(network), ctx.augmenter(augment))
@@ -167,19 +176,48 @@ def train_row(
         if ctx.progress is not None:
             ctx.progress(f"{name} {network}", len(results), total, results[-1][1].value)
     row = Row.of(
-        tuple(run for run, _ in results), name=name, network=network, protocol=ctx.rules.id, augment=augment,
-        images=size, per_class=_mean_per_class([accuracy for _, accuracy in results]), **fields,
+        tuple(run for run, _ in results), name=name, network=network, augment=augment,
+        protocol=protocol or ctx.rules.id, images=size,
+        per_class=_mean_per_class([accuracy for _, accuracy in results]), **fields,
     )  # fmt: skip
     return Measured(row, _warnings(row, job), seconds)
 
 
 def set_row(sets: Sequence[SyntheticSet], ctx: EvalContext, network: str) -> Measured:
     """The row of the sets themselves, for one architecture."""
-    materials = [material_of(one, ctx) for one in sets]
+    return _row_of("sets", sets, [material_of(one, ctx) for one in sets], ctx, network)
+
+
+def program_row(sets: Sequence[SyntheticSet], ctx: EvalContext, network: str) -> Measured:
+    """The row of sets that are programs, run as such: their steps in their order, with their step sizes.
+
+    Raises:
+        EvaluationError: When one is no program.
+    """
+    missing = next((number for number, one in enumerate(sets) if one.hints.program is None), None)
+    if missing is not None:
+        raise EvaluationError(
+            f"set {missing} is no program: it says nothing of the order of its images\n"
+            "  evaluate it as a set of images: --evaluator train"
+        )
+    materials = [replace(material_of(one, ctx), program=one.hints.program) for one in sets]
+    return _row_of("replay", sets, materials, ctx, network, augment="none", protocol=PROGRAM)
+
+
+def _row_of(
+    name: str,
+    sets: Sequence[SyntheticSet],
+    materials: Sequence[Material],
+    ctx: EvalContext,
+    network: str,
+    augment: str | None = None,
+    protocol: str = "",
+) -> Measured:
     trials = [Trial(number, net, number, m) for number, m in enumerate(materials) for net in range(ctx.n_nets)]
     largest = max((one.storage() for one in sets), key=lambda storage: storage.nbytes)
     sizes = {"bytes": largest.nbytes, "floats": largest.floats, "utilisation": largest.utilisation}
-    return train_row("sets", trials, len(trials), ctx, network, ctx.augment_spec(sets), **sizes)
+    augment = ctx.augment_spec(sets) if augment is None else augment
+    return train_row(name, trials, len(trials), ctx, network, augment, protocol, **sizes)
 
 
 def _fit(job: _Job, trial: Trial) -> tuple[Run, Accuracy]:
@@ -187,19 +225,31 @@ def _fit(job: _Job, trial: Trial) -> tuple[Run, Accuracy]:
     ctx, rules, material = job.ctx, job.ctx.rules, trial.material
     number, net = trial.stream, trial.net
     state = job.factory.create(ctx.data.spec, ctx.seed, *ctx.stream(number, net, "network"), device=ctx.place)
+    if material.program is not None:
+        return _replayed(job, trial, state, material.program)
     trained = train(
         state,
         material.fetch,
         material.order(ctx.generator(number, net, "order")),
-        schedule_for(rules, material.size, material.lr),
+        schedule_for(rules, material.size, material.lr, material.steps),
         batch=rules.batch,
         momentum=rules.momentum,
         weight_decay=rules.weight_decay,
+        optimizer=rules.optimizer,
         augmentation=random_augmentation(job.augmenter, ctx.data.spec.shape, ctx.generator(number, net, "augment")),
         tally=True,
     )
     accuracy = evaluate_accuracy(state, ctx.data.test)
     return _run(trained, accuracy, trial, ctx.seed_for(number, net, "network")), accuracy
+
+
+def _replayed(job: _Job, trial: Trial, state: NetworkState, program: Program) -> tuple[Run, Accuracy]:
+    """Run the program of a set instead of a protocol, without augmentation, and test once."""
+    device = job.ctx.place
+    steps = [torch.tensor(step, device=device) for step in program.steps]
+    trained = run_program(state, trial.material.fetch, steps, program.lrs, program.momentum)
+    accuracy = evaluate_accuracy(state, job.ctx.data.test)
+    return _run(trained, accuracy, trial, job.ctx.seed_for(trial.stream, trial.net, "network")), accuracy
 
 
 def _run(trained: Trained, accuracy: Accuracy, trial: Trial, seed: int) -> Run:
@@ -221,9 +271,10 @@ def _mean_per_class(accuracies: Sequence[Accuracy]) -> tuple[float | None, ...]:
 def _warnings(row: Row, job: _Job) -> list[str]:
     where = f"{row.name}, {row.network}"
     found = [f"{where}: network {r.net} of set {r.set} diverged (non-finite loss)" for r in row.runs if r.diverged]
-    space = job.ctx.data.spec.space.kind
-    if job.augmenter is not None and job.augmenter.space not in ("any", space):
-        found.append(f"{where}: augmentation '{row.augment}' expects {job.augmenter.space} values, the data is {space}")
+    space = job.ctx.data.spec.space
+    if job.augmenter is not None and not space.suits(job.augmenter.space):
+        wanted = job.augmenter.space
+        found.append(f"{where}: augmentation '{row.augment}' expects {wanted} values, the data is {space.kind}")
     for message in found:
         log.warning(message)
     return found

@@ -13,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,7 +23,10 @@ from dcf.errors import ConfigError, EvaluationError, PluginError, SpecError, Usa
 from dcf.registry import Registry, registry
 from dcf.spec import Option, Spec, parse, parse_one
 
-__all__ = ["Cost", "Protocol", "cost", "load_protocol", "require_augmenter"]
+__all__ = ["PROGRAM", "Cost", "Protocol", "cost", "load_protocol", "require_augmenter"]
+
+#: What stands for the protocol where a set is run as the program it is: nothing else decides the training.
+PROGRAM: Final = "replay@1"
 
 _ID = re.compile(r"(?P<name>[a-z][a-z0-9-]*)(@(?P<version>\d+))?(\[(?P<changes>.*)\])?\Z", re.S)
 _IDENTITY = ("name", "version", "summary", "paper", "original")
@@ -59,12 +62,15 @@ class Protocol(Config):
     steps_min: int = Field(
         0, ge=0, le=1_000_000, description="train more epochs where E are fewer optimiser steps than this"
     )
+    length: Literal["epochs", "learned"] = Field(
+        "epochs", description="'learned': as many optimiser steps as recorded in the set, E epochs where none are"
+    )
     batch: int = Field(256, ge=1, le=2**31 - 1, description="images an optimiser step")
 
-    optimizer: Literal["sgd"] = Field("sgd", description="optimiser")
+    optimizer: Literal["sgd", "adam"] = Field("sgd", description="optimiser")
     lr: float | Literal["learned"] = Field(description="step size; 'learned': the one recorded in the set")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
-    weight_decay: float = Field(5e-4, ge=0, description="of SGD, on all parameters")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD; the first of Adam's two coefficients")
+    weight_decay: float = Field(5e-4, ge=0, description="added to the gradient, for all parameters")
     schedule: Literal["step-restart", "cosine", "constant"] = Field(
         description="'step-restart': a tenth and a new optimiser after epoch number E//2+1; 'cosine': to 0 by step"
     )
@@ -101,6 +107,8 @@ class Protocol(Config):
     def config_hash(self) -> str:
         """16 hexadecimal digits over everything that can change a number."""
         values = self.model_dump(mode="json", exclude={"summary", "paper", "original"})
+        if self.length == "epochs":  # as protocols were before they could say otherwise
+            del values["length"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def with_overrides(self, /, **changes: Any) -> Protocol:
@@ -159,9 +167,17 @@ class Protocol(Config):
             )
         return learned
 
-    def nominal_epochs(self, n: int) -> int:
-        """E for n training images, raised where `steps_min` asks for it."""
-        return max(self.epochs, math.ceil(self.steps_min / math.ceil(n / self.batch)))
+    def nominal_epochs(self, n: int, learned: int | None = None) -> int:
+        """E for n training images, raised where `steps_min` asks for it.
+
+        Args:
+            n: Training images.
+            learned: Optimiser steps that were learned with the set, if any.
+        """
+        per_epoch = math.ceil(n / self.batch)
+        if self.length == "learned" and learned is not None:
+            return math.ceil(learned / per_epoch)
+        return max(self.epochs, math.ceil(self.steps_min / per_epoch))
 
 
 def cost(protocol: Protocol, n_train: int) -> Cost:

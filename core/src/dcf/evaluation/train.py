@@ -11,7 +11,7 @@ import torch
 
 from dcf.evaluation.baselines import find_baseline
 from dcf.evaluation.context import EvalContext
-from dcf.evaluation.fit import Measured, set_row
+from dcf.evaluation.fit import Measured, program_row, set_row
 from dcf.evaluation.report import Report, Row, SetInfo, Timing
 from dcf.evaluation.statistics import Stat
 from dcf.evaluator import Evaluator
@@ -20,7 +20,7 @@ from dcf.runtime import environment
 if TYPE_CHECKING:
     from dcf.synthetic import SyntheticSet
 
-__all__ = ["Train", "baseline_rows", "build_report"]
+__all__ = ["Train", "baseline_rows", "build_report", "with_program"]
 
 
 class Train(Evaluator):
@@ -28,6 +28,9 @@ class Train(Evaluator):
 
     def evaluate(self, sets: Sequence[SyntheticSet], ctx: EvalContext) -> Report:
         """Train the protocol's networks on each set, and the baselines beside them.
+
+        Sets that are programs are run both ways: as sets of images under the protocol, which is the headline, and as
+        what they are.
 
         Raises:
             EvaluationError: When the sets do not fit the data or the protocol.
@@ -37,8 +40,24 @@ class Train(Evaluator):
         ctx.check(sets)
         network = ctx.network_spec(sets)
         result = set_row(sets, ctx, network)
+        results, warnings = with_program(result, sets, ctx, network)
         beside, notes = baseline_rows(sets, ctx, [network])
-        return build_report("train", self, sets, ctx, [result], beside, notes, result.row.stat, start)
+        return build_report("train", self, sets, ctx, results, beside, [*warnings, *notes], result.row.stat, start)
+
+
+def with_program(
+    result: Measured, sets: Sequence[SyntheticSet], ctx: EvalContext, network: str
+) -> tuple[list[Measured], list[str]]:
+    """A row of sets, and where they are programs the row that runs them as such, with a warning."""
+    if not sets[0].hints.ordered:
+        return [result], []
+    if sets[0].hints.program is None:
+        return [result], ["the order of the images is part of this set, and it does not say how to run it"]
+    both = [result, program_row(sets, ctx, network)]
+    return both, [
+        "this set is a program: the order of its images and the step size of each step are part of it; 'replay' runs "
+        "it as such, the protocol shuffles its images and trains with a step size of its own"
+    ]
 
 
 def baseline_rows(

@@ -195,7 +195,7 @@ def check_hints_are_json(subject: Subject) -> None:
     engine = engine_of(subject)
     engine.run(0, 1)
     hints = engine.matcher.hints()
-    text = json.dumps([hints.lr, hints.ordered, dict(hints.extra)], allow_nan=False)
+    text = json.dumps(hints.to_json(), allow_nan=False)
     require(bool(text), "hints() is not JSON")
 
 

@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
@@ -195,7 +195,7 @@ def _film(trial: Trial, job: _Job) -> _Filmed:
     began, ctx, material = time.perf_counter(), job.ctx, trial.material
     stream = (trial.stream, trial.net)
     state = job.factory.create(ctx.data.spec, ctx.seed, *ctx.stream(*stream, "network"), device=ctx.place)
-    schedule = schedule_for(ctx.rules, material.size, material.lr)
+    schedule = schedule_for(ctx.rules, material.size, material.lr, material.steps)
     marks = epochs_of_kernels(schedule.epochs, job.config.every, job.config.until)
     film = Film(lambda: tangent_kernel(state, job.images, job.config.mode), marks)
     order = _watched(material.order(ctx.generator(*stream, "order")), film)
@@ -217,7 +217,7 @@ def _train(
     rules = job.ctx.rules
     return train(
         state, material.fetch, order, schedule, batch=rules.batch, momentum=rules.momentum,
-        weight_decay=rules.weight_decay, tally=True,
+        weight_decay=rules.weight_decay, tally=True, optimizer=rules.optimizer,
         augmentation=random_augmentation(job.augmenter, job.ctx.data.spec.shape, draws),
     )  # fmt: skip
 
@@ -241,7 +241,7 @@ def _finite(loss: Tensor | None) -> float | None:
 
 def _baseline(name: str, sets: Sequence[dcf.SyntheticSet], job: _Job) -> tuple[Measured, dict[str, Any]] | str:
     """The row and curves of a baseline, or why there are none."""
-    ctx, lr = job.ctx, sets[0].hints.lr
+    ctx, lr, steps = job.ctx, sets[0].hints.lr, sets[0].hints.steps
     if name == "whole":
         everything = material_of_split(ctx.data.train, ctx.place, lr)
         return _row("whole", (Trial(0, net, 0, everything) for net in range(ctx.n_nets)), ctx.n_nets, job)
@@ -255,14 +255,14 @@ def _baseline(name: str, sets: Sequence[dcf.SyntheticSet], job: _Job) -> tuple[M
     counts = ctx.data.train.counts.clamp(max=k)
     floats = int(counts.sum()) * math.prod(ctx.data.spec.shape)
     sizes = {"bytes": 4 * floats, "floats": floats, "info": {"per_class": k, "bytes_of_set": nbytes}}
-    return _row("random", _selections(job, k, lr), ctx.n_nets, job, **sizes)
+    return _row("random", _selections(job, k, lr, steps), ctx.n_nets, job, **sizes)
 
 
-def _selections(job: _Job, k: int, lr: float | None) -> Iterator[Trial]:
+def _selections(job: _Job, k: int, lr: float | None, steps: int | None) -> Iterator[Trial]:
     """Random real images, a fresh selection for every network, as every evaluator takes them."""
     ctx = job.ctx
     for net in range(ctx.n_nets):
         draw = ctx.generator(0, net, "random selection")
         picked = pick_per_class(ctx.data.train.labels, ctx.data.spec.num_classes, k, draw)
         chosen = ctx.data.train.select(picked)
-        yield Trial(net, net, 0, material_of_split(chosen, ctx.place, lr))
+        yield Trial(net, net, 0, replace(material_of_split(chosen, ctx.place, lr), steps=steps))
