@@ -75,6 +75,18 @@ def test_distribution_matching_beats_random_on_cifar10(cifar):
     assert gap(report) > 3
 
 
+def test_whitened_cifar10_is_softly_white(cifar, monkeypatch, tmp_path):
+    monkeypatch.setenv("DCF_CACHE", str(tmp_path))
+    data = dcf.data.load(f'subset:base=(folder:path="{cifar}",cache=false),per_class=600,norm=zca')
+    index = torch.arange(len(data.train))
+    values = data.train.images(index)
+    assert values.flatten(1).mean(0).abs().max() < 1e-4
+    assert abs(float(values.std()) - 0.25) < 0.02
+    assert abs(float(data.test.images(torch.arange(1000)).std()) - 0.25) < 0.02
+    pixels = data.spec.space.decode(values[:100])
+    assert (pixels - data.train.store.pixels[:100] / 255).abs().max() < 1e-4
+
+
 # --- texture that all classes share -----------------------------------------------------------------------------------
 
 

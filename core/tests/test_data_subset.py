@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 
@@ -168,7 +169,7 @@ def caret(error):
         ("subset:base=mnst,seed=1", "did you mean 'mnist'?", "mnst"),
         ('subset:base="mnist:rot=x"', "did you mean 'root'?", '"mnist:rot=x"'),
         ("nuisance:base=(subset:base=(digits:size=3)),signal=0.1", "no option 'size'", "size"),
-        ("nuisance:base=(digits),background=(cifar10:norm=zca)", "'published' | 'auto' | 'unit'", "zca"),
+        ("nuisance:base=(digits),background=(cifar10:norm=pca)", "'published' | 'auto' | 'unit' | 'zca'", "pca"),
         ("subset:base=(mnist+svhn)", "expected one dataset", "(mnist+svhn)"),
         ("subset:base=[mnist]", "expected a dataset spec such as (mnist)", "[mnist]"),
         ("subset:per_class=3", "subset needs the option 'base'", "subset:per_class=3"),
@@ -266,3 +267,24 @@ def test_a_file_makes_nobody_download(monkeypatch, tmp_path):
     monkeypatch.setattr("dcf.data.torchvision.TorchvisionDataset._download", lambda self: pytest.fail("a download"))
     with pytest.raises(DataError, match="background of nuisance: cifar10 is not in"):
         evaluate(made)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("folder:path=gone,size=32", "folder:path=DIR,size=32"),
+        ("imagenet32:group=truck", "imagenet32:root=DIR,group=truck"),
+        ("mnist:norm=unit,root=gone", "mnist:norm=unit,root=DIR"),
+        ("subset:base=(folder:path=gone),per_class=3", "'subset:base=(folder:path=DIR),per_class=3'"),
+        ("nuisance:base=(digits),signal=0.1", "'nuisance:base=(digits),background=(cifar10:root=DIR),signal=0.1'"),
+    ],
+)
+def test_data_that_are_not_here_are_asked_for_in_full(monkeypatch, tmp_path, data, said):
+    monkeypatch.chdir(tmp_path)
+    made = small_set("digits")
+    made.config["data"] = data
+    with pytest.raises(DataError) as caught:
+        evaluate(made)
+    assert str(caught.value).endswith(f"\n  say where they are: --data {said}")
+    given = shlex.split(said)[0]
+    assert str(check("dataset", given)) == given

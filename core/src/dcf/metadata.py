@@ -6,17 +6,23 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from dcf.budget import STORES, Store
 from dcf.errors import FormatError
 from dcf.files import read_header
+from dcf.space import ValueSpace
+from dcf.types import DataSpec
 
-__all__ = ["FORMAT", "decode_metadata", "format_of", "read_metadata"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["FORMAT", "data_spec", "decode_metadata", "format_of", "read_metadata"]
 
 #: Newest version of the file format that is read. It only grows, and every older version stays readable; a file has
-#: the smallest version that it can do with: 1 holds floats as they are, 2 holds rounded ones.
-FORMAT: Final = 2
+#: the smallest version that it can do with: 1 holds floats as they are, 2 holds rounded ones, 3 holds whitened images
+#: with the tensors of their whitening, floats as in 1 or 2.
+FORMAT: Final = 3
 _PREFIX: Final = "dcf."
 #: Values that are tables where they are there.
 _TABLES: Final = (
@@ -25,6 +31,8 @@ _TABLES: Final = (
 #: Characters of one entry of `config`, such as a spec, and levels that a value may be nested: what nobody needs.
 _LONGEST: Final = 4096
 _DEEPEST: Final = 32
+#: Elements of one decoded image that a file may claim; a hostile one could otherwise exhaust the memory.
+_MAX_IMAGE: Final = 2**26
 #: Networks that an evaluation trains at most.
 _MOST_NETWORKS: Final = 10_000
 
@@ -70,9 +78,54 @@ def decode_metadata(metadata: Mapping[str, str], path: Path | str) -> dict[str, 
     return decoded
 
 
-def format_of(store: Store) -> int:
-    """The version of a file whose floats are written in this way."""
+def format_of(store: Store, space: ValueSpace) -> int:
+    """The version of a file whose floats are written in this way, and whose images are of this value space."""
+    if space.whitening is not None:
+        return 3
     return 1 if store == "fp32" else 2
+
+
+def data_spec(meta: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> DataSpec:
+    """What the images of a file are.
+
+    Args:
+        meta: The decoded header.
+        tensors: Of the file, by name; those of a whitening are read.
+        path: The file.
+
+    Raises:
+        FormatError: When the header does not say, or says what cannot be.
+    """
+    try:
+        channels, height, width = meta["shape"]
+        classes = tuple(meta["classes"])
+        sizes = (channels, height, width)
+        if not all(type(n) is int and n > 0 for n in sizes) or channels * height * width > _MAX_IMAGE:
+            claimed = " x ".join(str(n)[:20] for n in sizes)
+            raise FormatError(f"'{path}' is damaged: it claims images of {claimed}")
+        if not classes or not isinstance(meta["classes"], list) or not all(isinstance(c, str) for c in classes):
+            raise FormatError(f"'{path}' is damaged: it names no classes")
+        space = _value_space(meta["space"], tensors, sizes, path)
+    except (KeyError, TypeError, ValueError):
+        raise FormatError(f"'{path}' is damaged: it does not say what its images are") from None
+    if len(space.mean) != channels:
+        raise FormatError(
+            f"'{path}' is damaged: {len(space.mean)} channels in its value space, {channels} in its images"
+        )
+    return DataSpec(channels, height, width, classes, space)
+
+
+def _value_space(
+    described: Mapping[str, Any], tensors: Mapping[str, Tensor], shape: tuple[int, int, int], path: Path
+) -> ValueSpace:
+    if described["kind"] != "zca":
+        return ValueSpace.from_json(described)
+    from dcf.whitening import read_whitening  # with torch, which the rest of this module does without
+
+    try:
+        return ValueSpace.whitened(read_whitening(described, tensors, shape))
+    except ValueError as error:
+        raise FormatError(f"'{path}' is damaged: {error}") from None
 
 
 def _misplaced(decoded: Mapping[str, Any]) -> Iterator[str]:
@@ -85,6 +138,9 @@ def _misplaced(decoded: Mapping[str, Any]) -> Iterator[str]:
         yield "seed"
     if not _is_store(decoded.get("store"), decoded["format"]):
         yield "store"
+    space = decoded.get("space")
+    if (decoded["format"] == 3) != (isinstance(space, dict) and space.get("kind") == "zca"):
+        yield "space"
     run = decoded.get("run", {})
     if isinstance(run, dict):
         if not isinstance(run.get("protocol_set", {}), dict):
@@ -95,7 +151,7 @@ def _misplaced(decoded: Mapping[str, Any]) -> Iterator[str]:
 
 def _is_store(value: Any, version: int) -> bool:
     """Whether the entry `store` is that of this version: none in 1, `{"dtype": ...}` of rounded floats in 2."""
-    if version == 1:
+    if version == 1 or (version == 3 and value is None):
         return value is None
     return isinstance(value, dict) and list(value) == ["dtype"] and value["dtype"] in STORES[1:]
 

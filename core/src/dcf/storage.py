@@ -37,18 +37,21 @@ class StorageReport(Storage):
         store: How floats are written.
         class_views: `(K,)` training images of each class.
         label_bytes: Of the class numbers, which are in the file and free.
+        space_bytes: Of the whitening, if any: in the file so that it can be used by itself, and free, since it is a
+            function of the training data alone, the same for every set made of them.
         budget: What it may cost; None where that is not known.
     """
 
     store: Store = "fp32"
     class_views: tuple[int, ...] = ()
     label_bytes: int = 0
+    space_bytes: int = 0
     budget: Budget | None = None
 
     @property
     def payload_bytes(self) -> int:
         """Bytes of all tensors of the file."""
-        return self.nbytes + self.label_bytes
+        return self.nbytes + self.label_bytes + self.space_bytes
 
     @property
     def views_per_class(self) -> int | dict[str, int]:
@@ -68,19 +71,23 @@ class StorageReport(Storage):
             "store": self.store,
             "views_per_class": self.views_per_class,
             "label_bytes": self.label_bytes,
+            **({"space_bytes": self.space_bytes} if self.space_bytes else {}),
             "payload_bytes": self.payload_bytes,
             "budget": None if self.budget is None else self.budget.to_json(),
             "utilisation": self.utilisation,
         }
 
 
-def measure(param: Parameterization, store: Store = "fp32", budget: Budget | None = None) -> StorageReport:
+def measure(
+    param: Parameterization, store: Store = "fp32", budget: Budget | None = None, space_bytes: int = 0
+) -> StorageReport:
     """What an allocated parameterization costs in a file.
 
     Args:
         param: What is stored.
         store: How its floats are written.
         budget: What it may cost.
+        space_bytes: Bytes of the tensors of its value space.
     """
     counts = torch.bincount(param.view_class.cpu(), minlength=param.num_classes).tolist()
     return StorageReport(
@@ -90,6 +97,7 @@ def measure(param: Parameterization, store: Store = "fp32", budget: Budget | Non
         store,
         tuple(counts),
         _LABEL_BYTES * len(param.item_class),
+        space_bytes,
         budget,
     )
 

@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 import dcf
+from dcf.budget import Budget
 from dcf.build import create
 from dcf.engine import Engine
 from dcf.files import read_header
 from dcf.pixels import Pixels
+from dcf.planning import plan_items
 from dcf.selector import Random
 from dcf.testing import PullToMean, TinyNet, fake_context, fake_data, fake_set, fake_spec
 from dcf_lowrank.factors import balanced_svd
@@ -193,16 +195,30 @@ def test_sigma_without_effect_is_refused():
     assert create("param", "lowrank:sigma=0.5,init=scaled-noise").config.sigma == 0.5
 
 
-def test_warns_on_whitened_images(caplog):
+@pytest.mark.parametrize("store", ["fp32", "uint8"])
+def test_warns_of_whitened_images_once_a_run(caplog, store):
     spec = fake_spec()
     white = SimpleNamespace(kind="zca")
     whitened = dcf.DataSpec(3, 8, 8, spec.classes, white)
     with caplog.at_level(logging.WARNING):
-        LowRank().plan(spec, 10**5)
-        assert not caplog.messages
-        LowRank().plan(whitened, 10**5)
+        for data in (spec, whitened):
+            assert not caplog.messages
+            param = LowRank()
+            items = plan_items(param, data, Budget("bytes", 5000, 1), store)
+            param.allocate(data, torch.arange(data.num_classes).repeat_interleave(items))
     assert len(caplog.messages) == 1
     assert "whitening removes the redundancy" in caplog.messages[0]
+    assert "keeps 48 % of the energy" in caplog.messages[0]
+
+
+def test_warns_of_a_dataset_that_is_whitened(caplog, monkeypatch, tmp_path):
+    monkeypatch.setenv("DCF_CACHE", str(tmp_path))
+    with caplog.at_level(logging.WARNING):
+        dcf.condense(data="digits", param="lowrank:r=2", matcher="none", ipc=2, evaluate=False)
+        assert not caplog.messages
+        made = dcf.condense(data="digits:norm=zca", param="lowrank:r=2", matcher="none", ipc=2, evaluate=False)
+    assert ["whitening removes the redundancy" in message for message in caplog.messages] == [True]
+    assert made.space.kind == "zca"
 
 
 # --- files and stacks ----------------------------------------------------------------------------------------------

@@ -43,6 +43,8 @@ def size_line(storage: Mapping[str, Any]) -> str:
     parts += [f"{count(storage.get('views'))} views"]
     parts += [f"{texts['views_per_class']} a class"] if "views_per_class" in storage else []
     parts += [f"{texts['utilisation']} of the budget ({texts['budget']})"] if texts["utilisation"] != "-" else []
+    if "space_bytes" in storage:
+        parts.append(f"beside {count(storage['space_bytes'])} bytes of whitening that no budget counts")
     return ", ".join(parts)
 
 

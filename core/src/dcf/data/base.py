@@ -16,6 +16,7 @@ from dcf.errors import DataError
 from dcf.space import ValueSpace
 from dcf.spec import Option, Spec, Value
 from dcf.types import DataSpec
+from dcf.whitening import fit_whitening
 
 __all__ = [
     "DatasetProvider",
@@ -104,20 +105,26 @@ def real_data(
 
 
 def value_space(
-    pixels: Tensor, norm: str, mean: Constants, std: Constants, published: ValueSpace | None = None
+    pixels: Tensor,
+    norm: str,
+    mean: Constants = (),
+    std: Constants = (),
+    published: ValueSpace | None = None,
+    levels: int = 0,
 ) -> ValueSpace:
     """The value space that a dataset's options ask for.
 
     Args:
         pixels: `(N, C, H, W)` training images, uint8 or float32.
         norm: `auto` computes the constants on `pixels`, `unit` leaves pixels as they are, `published` takes
-            those of the literature.
+            those of the literature, `zca` whitens with what `pixels` give.
         mean: Explicit constants, which win over `norm`; empty for none.
         std: As `mean`.
         published: The space of the literature.
+        levels: Stored value of a white pixel; 0 for 255 of uint8 and 1 of float32.
 
     Raises:
-        DataError: When the number of given constants is not that of the channels.
+        DataError: When the number of given constants is not that of the channels, or images are too large to whiten.
     """
     channels = pixels.shape[1]
     if mean and len(mean) != channels:
@@ -126,9 +133,11 @@ def value_space(
         return ValueSpace(mean, std)
     if norm == "unit":
         return ValueSpace.unit(channels)
+    if norm == "zca":
+        return ValueSpace.whitened(fit_whitening(TensorStore(pixels), levels))
     if norm == "published" and published is not None:
         return published
-    return ValueSpace(*pixel_statistics(TensorStore(pixels)))
+    return ValueSpace(*pixel_statistics(TensorStore(pixels), levels))
 
 
 def pixel_statistics(store: PixelStore, levels: int = 0) -> tuple[tuple[float, ...], tuple[float, ...]]:

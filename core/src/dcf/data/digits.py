@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from dcf.data.base import DatasetProvider, LabelledPixels, real_data
+from dcf.data.base import DatasetProvider, LabelledPixels, real_data, value_space
+from dcf.data.options import DigitsConfig
 from dcf.data.real import RealData
 from dcf.space import ValueSpace
 
@@ -26,6 +27,8 @@ class Digits(DatasetProvider):
 
     Every fifth image of a class, in the order of the source, is a test image.
     """
+
+    Config = DigitsConfig
 
     name: ClassVar[str] = "digits"
     source: ClassVar[str] = (
@@ -46,7 +49,9 @@ class Digits(DatasetProvider):
         train = LabelledPixels(images[~is_test], labels[~is_test])
         test = LabelledPixels(images[is_test], labels[is_test])
         classes = [str(c) for c in range(10)]
-        return real_data(train, test, classes, SPACE, self.id, self.source, self.hints, LEVELS)
+        norm = self.config.norm
+        space = SPACE if norm == "auto" else value_space(train.pixels, norm, levels=LEVELS)
+        return real_data(train, test, classes, space, self.id, self.source, self.hints, LEVELS)
 
 
 def _every_fifth(labels: Tensor) -> Tensor:

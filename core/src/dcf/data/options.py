@@ -12,6 +12,7 @@ from dcf.data.nested import DatasetSpec
 
 __all__ = [
     "Constants",
+    "DigitsConfig",
     "FolderConfig",
     "ImageNet32Config",
     "NormConfig",
@@ -26,6 +27,8 @@ Constants = Annotated[
     tuple[float, ...], Field(description="one value a channel, for pixels in [0, 1]; empty: as norm says")
 ]
 
+_NORM = "value space: computed on train, plain pixels, or ZCA whitening"
+
 
 class NormConfig(Config):
     """Options of datasets with fields `mean` and `std`, which subclasses declare where they want them listed."""
@@ -37,7 +40,15 @@ class NormConfig(Config):
             raise ValueError(f"expected as many values in std as in mean, got {len(std)} and {len(mean)}")
         if any(not s > 0 for s in std):
             raise ValueError(f"expected positive values in std, got {list(std)}")
+        if mean and getattr(self, "norm", "") == "zca":
+            raise ValueError("mean and std mean nothing with norm=zca, which is fitted to the images; leave them out")
         return self
+
+
+class DigitsConfig(Config):
+    """The value space."""
+
+    norm: Literal["auto", "unit", "zca"] = Field("auto", description=_NORM)
 
 
 class TorchvisionConfig(NormConfig):
@@ -45,9 +56,9 @@ class TorchvisionConfig(NormConfig):
 
     root: str = Field("data", description="folder with the files, laid out as torchvision does it")
     download: bool = Field(True, description="fetch the files when they are not in root")
-    norm: Literal["published", "auto", "unit"] = Field(
+    norm: Literal["published", "auto", "unit", "zca"] = Field(
         "published",
-        description="value space: constants of the literature, computed on train, or plain pixels",
+        description="value space: constants of the literature, computed on train, plain pixels, or ZCA whitening",
     )
     mean: Constants = ()
     std: Constants = ()
@@ -92,7 +103,7 @@ class FolderConfig(NormConfig):
         "auto",
         description="1 grey, 2 grey and alpha, 3 RGB, 4 RGBA, auto: 1 if all of train is grey, else 3",
     )
-    norm: Literal["auto", "unit"] = Field("auto", description="value space: computed on train, or plain pixels")
+    norm: Literal["auto", "unit", "zca"] = Field("auto", description=_NORM)
     mean: Constants = ()
     std: Constants = ()
     cache: bool = Field(True, description="keep the decoded images for the next start")
@@ -102,7 +113,7 @@ class PythonConfig(NormConfig):
     """The object, and the value space."""
 
     target: str = Field(description="module.attribute; modules in the current folder are found")
-    norm: Literal["auto", "unit"] = Field("auto", description="value space: computed on train, or plain pixels")
+    norm: Literal["auto", "unit", "zca"] = Field("auto", description=_NORM)
     mean: Constants = ()
     std: Constants = ()
 
@@ -117,8 +128,8 @@ class SubsetConfig(Config):
     per_class: int = Field(0, ge=0, le=2**31 - 1, description="most training images a class; 0: all")
     test_per_class: int = Field(0, ge=0, le=2**31 - 1, description="most test images a class; 0: all")
     seed: int = Field(0, ge=0, le=2**63 - 1, description="which images are kept")
-    norm: Literal["base", "auto", "unit"] = Field(
-        "base", description="value space: that of the base, computed on the images kept, or plain pixels"
+    norm: Literal["base", "auto", "unit", "zca"] = Field(
+        "base", description="value space: that of the base; computed on the images kept; plain pixels; ZCA whitening"
     )
 
 
@@ -134,7 +145,7 @@ class NuisanceConfig(NormConfig):
     )
     pool: int = Field(30, ge=1, le=2**31 - 1, description="backgrounds to draw from, with mode=pool")
     seed: int = Field(0, ge=0, le=2**63 - 1, description="which backgrounds, and which image gets which")
-    norm: Literal["auto", "unit"] = Field("auto", description="value space: computed on train, or plain pixels")
+    norm: Literal["auto", "unit", "zca"] = Field("auto", description=_NORM)
     mean: Constants = ()
     std: Constants = ()
 
@@ -164,7 +175,7 @@ class ImageNet32Config(NormConfig):
     classes: Annotated[tuple[str, ...], BeforeValidator(_class_list), AfterValidator(_wordnet_ids)] = Field(
         (), description="WordNet ids such as n02099601, in place of a group"
     )
-    norm: Literal["auto", "unit"] = Field("auto", description="value space: computed on train, or plain pixels")
+    norm: Literal["auto", "unit", "zca"] = Field("auto", description=_NORM)
     mean: Constants = ()
     std: Constants = ()
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dcf.data.sampling import draw_within_classes, stratified_split
 from dcf.data.store import PixelStore, TensorStore, digest
+from dcf.data.whitened import WhitenedCopy
 from dcf.errors import DataError
 from dcf.space import ValueSpace
 from dcf.types import Batch, DataSpec
@@ -24,7 +25,8 @@ class Split:
     """One split of a dataset: images and labels on one device.
 
     Images rest as uint8, or as float32 where 8 bits do not do. What rests are pixels, not normalised values:
-    `pixel = stored / levels`, nominally in [0, 1], and `images` gives `space.encode(pixel)`.
+    `pixel = stored / levels`, nominally in [0, 1], and `images` gives `space.encode(pixel)`. Whitened values are kept
+    beside them once they are made, unless they take more than 1 GiB.
 
     Args:
         pixels: `(N, C, H, W)` stored values, or a store of such.
@@ -50,6 +52,9 @@ class Split:
         # Kept on the device: making them anew would cost a host copy in every step.
         self._mean = torch.tensor(space.mean, device=self.device).view(-1, 1, 1)
         self._std = torch.tensor(space.std, device=self.device).view(-1, 1, 1)
+        self._copy: WhitenedCopy | None = None
+        if space.whitening is not None and WhitenedCopy.fits(self.store):
+            self._copy = WhitenedCopy(self.store, self.levels, space.whitening)
 
     @property
     def device(self) -> torch.device:
@@ -73,7 +78,7 @@ class Split:
         Returns:
             `(..., C, H, W)` float32 in the dataset's value space, on the split's device.
         """
-        return self._encode(self.store.take(index.flatten())).view(*index.shape, *self.shape)
+        return self._take(index.flatten()).view(*index.shape, *self.shape)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw `n` image numbers of every class, uniformly without replacement.
@@ -108,7 +113,7 @@ class Split:
         """All images in order, at most `batch` at a time."""
         for start in range(0, len(self), batch):
             part = slice(start, start + batch)
-            yield Batch(self._encode(self.store.take(part)), self.labels[part])
+            yield Batch(self._take(part), self.labels[part])
 
     def select(self, index: Tensor) -> Split:
         """A split of its own with the images of these numbers `(n,)`."""
@@ -123,10 +128,15 @@ class Split:
         """Sha256 over shape, labels and stored values."""
         return digest(self.store, self.labels, self.levels)
 
-    def _encode(self, stored: Tensor) -> Tensor:
-        """Stored values to float32 of the value space, in the order of `ToTensor` and `Normalize`."""
-        pixels = stored.to(torch.float32, copy=True)
-        return pixels.div_(self.levels).sub_(self._mean).div_(self._std)
+    def _take(self, index: Tensor | slice) -> Tensor:
+        """Images `(n, C, H, W)` in float32 of the value space; a copy."""
+        if self._copy is not None:
+            return self._copy.take(index)
+        pixels = self.store.take(index).to(torch.float32, copy=True).div_(self.levels)
+        if self.space.whitening is not None:
+            return self.space.encode(pixels)
+        # In the order of `ToTensor` and `Normalize`.
+        return pixels.sub_(self._mean).div_(self._std)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,11 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dcf.data.base import LabelledPixels, pixel_statistics, real_data
+from dcf.data.base import LabelledPixels, real_data, value_space
 from dcf.data.derived import DerivedDataset
 from dcf.data.options import SubsetConfig
 from dcf.data.real import RealData, Split
-from dcf.data.store import TensorStore
 from dcf.errors import DataError
 from dcf.seeding import generator
 from dcf.space import ValueSpace
@@ -55,9 +54,7 @@ class Subset(DerivedDataset):
     def _space(self, base: RealData, pixels: Tensor) -> ValueSpace:
         if self.config.norm == "base":
             return base.spec.space
-        if self.config.norm == "unit":
-            return ValueSpace.unit(base.spec.channels)
-        return ValueSpace(*pixel_statistics(TensorStore(pixels), base.train.levels))
+        return value_space(pixels, self.config.norm, levels=base.train.levels)
 
 
 def class_numbers(wanted: Sequence[str], classes: Sequence[str]) -> list[int]:

@@ -41,11 +41,6 @@ class LowRank(dcf.Parameterization):
             BudgetError: When the rank costs more than pixels, or not even one image fits.
         """
         check_rank(spec.height, spec.width, self.config.r)
-        if spec.space.kind == "zca":
-            log.warning(
-                "lowrank on whitened images: whitening removes the redundancy that low rank needs (of CIFAR10, rank 2 "
-                "keeps 48 %% of the energy instead of 82 %%); consider data without it"
-            )
         if self.config.rule == "exact":
             return super().plan(spec, floats)
         settings = (spec.num_classes, spec.shape, self.config.r)
@@ -64,6 +59,12 @@ class LowRank(dcf.Parameterization):
         self.register_parameter("A", nn.Parameter(torch.zeros(items, spec.channels, spec.height, r)))
         self.register_parameter("B", nn.Parameter(torch.zeros(items, spec.channels, r, spec.width)))
         self.latent_names = ("A", "B")
+        # A run plans on the meta device, several times perhaps, and then allocates once.
+        if spec.space.kind == "zca" and not self.latents()["A"].is_meta:
+            log.warning(
+                "lowrank on whitened images: whitening removes the redundancy that low rank needs (of CIFAR10, rank 2 "
+                "keeps 48 % of the energy instead of 82 %); consider data without it"
+            )
 
     # --- images ----------------------------------------------------------------------------------
 
