@@ -1,0 +1,127 @@
+"""What the evaluation of a run takes, from a few training steps of each of its rows and a part of the test images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from dcf.build import spec_text
+from dcf.data.real import Split
+from dcf.estimate.gauge import Gauge
+from dcf.estimate.model import EvaluationRow
+from dcf.evaluation.baselines import equal_bytes
+from dcf.evaluation.context import EvalContext
+from dcf.evaluation.fit import Material, material_of, material_of_split, schedule_for
+from dcf.evaluation.protocol import cost, load_protocol
+from dcf.evaluation.runner import affordable_baselines
+from dcf.runconfig import SPEC_ROLES
+from dcf.session import Session
+from dcf.training import Schedule, evaluate_accuracy, random_augmentation, train
+
+__all__ = ["Evaluation"]
+
+#: Seconds of training that are measured for each row, and steps at least.
+_ENOUGH: Final = 0.7
+_FEWEST: Final = 3
+#: Test images that are measured at most.
+_TESTED: Final = 1024
+
+
+class Evaluation:
+    """The evaluation that a run ends with.
+
+    Args:
+        session: The run; its set is allocated.
+    """
+
+    def __init__(self, session: Session) -> None:
+        config, self.data = session.config, session.data
+        rules = load_protocol(config.protocol).with_overrides(**config.protocol_set)
+        known = {spec_text(SPEC_ROLES[role], made): made for role, made in session.objects.items()}
+        self.ctx = EvalContext(self.data, rules, config.seed, networks=config.networks, objects=known)
+        auto = config.baselines == "auto"
+        beside = affordable_baselines(self.data, rules, config.networks) if auto else config.baselines
+        #: Rows beside the result.
+        self.rows: tuple[str, ...] = tuple(beside) if config.evaluate else ()
+        self.session = session
+
+    def keep(self) -> None:
+        """Take the set as it stands: what it holds does not matter, and after rehearsed steps it may be anything."""
+        if self.session.config.evaluate:
+            self.set = self.session.result()
+
+    def measured(self, gauge: Gauge) -> Iterator[EvaluationRow]:
+        """Each row, measured when it is asked for; none where the run is not evaluated."""
+        if not self.session.config.evaluate:
+            return
+        rules, hints = self.ctx.rules, self.set.hints
+        material = material_of(self.set, self.ctx)
+        epochs = schedule_for(rules, material.size, hints.lr, hints.steps).epochs
+        test = self._test_seconds(gauge)
+        yield self._row("sets", material, epochs, test, gauge)
+        for name in self.rows:
+            beside = self._random() if name == "random" else self._real(self.data.train)
+            if beside is not None:
+                yield self._row(name, beside, cost(rules, beside.size).epochs, test, gauge)
+
+    def _row(self, name: str, material: Material, epochs: int, test: float, gauge: Gauge) -> EvaluationRow:
+        seconds = epochs * material.size * self._seconds_per_image(material, epochs, gauge)
+        return EvaluationRow(name, self.ctx.n_nets, epochs, seconds, test)
+
+    def _random(self) -> Material | None:
+        """As many real images as the row of random ones is trained on; None where there is no such row."""
+        spec, split = self.data.spec, self.data.train
+        k = equal_bytes(self.set.storage().nbytes, spec.shape, spec.num_classes)
+        index = torch.cat([split.of_class(c)[:k] for c in range(spec.num_classes)])
+        return self._real(split.select(index)) if len(index) else None
+
+    def _real(self, split: Split) -> Material:
+        return material_of_split(split, self.ctx.place, self.set.hints.lr)
+
+    def _seconds_per_image(self, material: Material, epochs: int, gauge: Gauge) -> float:
+        """Seconds that an image takes in training: after a step that warms up, over as many steps as need a while."""
+        batch = self.ctx.rules.batch
+        first, _ = self._train(material, 1, gauge)
+        seconds, images = self._train(material, _FEWEST, gauge)
+        steps = min(int(_ENOUGH * _FEWEST / max(seconds, 1e-6)), epochs * math.ceil(material.size / batch))
+        if steps > _FEWEST and first + seconds < _ENOUGH:
+            seconds, images = self._train(material, steps, gauge)
+        return seconds / images
+
+    def _train(self, material: Material, steps: int, gauge: Gauge) -> tuple[float, int]:
+        """Seconds of about so many optimiser steps of a fresh network, and the images they saw."""
+        ctx, rules = self.ctx, self.ctx.rules
+        per_epoch = min(steps, math.ceil(material.size / rules.batch))
+        order = material.order(ctx.generator(0, 0, "order"))
+
+        def shortened(epoch: int) -> Tensor:
+            return order(epoch)[: per_epoch * rules.batch]
+
+        state = ctx.factory(ctx.network_spec([self.set])).create(self.data.spec, ctx.seed, "estimate", device=ctx.place)
+        augmenter = ctx.augmenter(ctx.augment_spec([self.set]))
+        begin = gauge.now()
+        trained = train(
+            state,
+            material.fetch,
+            shortened,
+            Schedule.constant(rules.step_size(material.lr), math.ceil(steps / per_epoch)),
+            batch=rules.batch,
+            momentum=rules.momentum,
+            weight_decay=rules.weight_decay,
+            optimizer=rules.optimizer,
+            augmentation=random_augmentation(augmenter, self.data.spec.shape, ctx.generator(0, 0, "augment")),
+        )
+        return gauge.now() - begin, trained.images_seen
+
+    def _test_seconds(self, gauge: Gauge) -> float:
+        """Seconds that testing one network takes."""
+        ctx, test = self.ctx, self.data.test
+        part = test.select(torch.arange(min(len(test), _TESTED)))
+        state = ctx.factory(ctx.network_spec([self.set])).create(self.data.spec, ctx.seed, "estimate", device=ctx.place)
+        begin = gauge.now()
+        evaluate_accuracy(state, part)
+        return (gauge.now() - begin) * len(test) / len(part)
