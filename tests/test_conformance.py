@@ -17,6 +17,7 @@ SPECS = {
     ("dataset", "nuisance"): "nuisance:base=(digits),background=(digits),mode=pool,signal=0.1",
     ("matcher", "dc"): "dc:match_steps=2,net_epochs=1",
     ("matcher", "dcc"): "dcc:match_steps=2,net_epochs=1,outer_warmup=0,inner_warmup=0",
+    ("matcher", "mtt"): "mtt:syn_steps=3,expert_epochs=2,max_start_epoch=3,experts=2",
     **{
         ("selector", name): f"{name}:network=mlp,epochs=2"
         for name in ("herding", "k-center", "k-means", "forgetting", "least-confidence", "entropy", "margin")

@@ -87,6 +87,15 @@ def test_package_is_complete(member):
     assert list((ROOT / member / "tests").glob("test_*.py"))
 
 
+@pytest.mark.parametrize("member", MEMBERS)
+def test_licence_text_goes_into_the_wheel(member):
+    # A copy and no link: a source distribution of one folder would hold a link to nowhere.
+    (name,) = read(member)["project"]["license-files"]
+    copy = ROOT / member / name
+    assert not copy.is_symlink()
+    assert copy.read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
 @pytest.mark.parametrize("member", [*MEMBERS, "examples/dcf-thumbnail"])
 def test_readme_says_something(member):
     lines = (ROOT / member / "README.md").read_text(encoding="utf-8").splitlines()
