@@ -113,6 +113,7 @@ class Parameterization(nn.Module):
         self.shape: tuple[int, int, int] = (0, 0, 0)
         self.num_classes = 0
         self.latent_names: tuple[str, ...] = ()
+        self._costs: dict[tuple[tuple[int, int, int], int, int], int] = {}
         self.register_buffer("item_class", torch.empty(0, dtype=torch.long), persistent=False)
 
     # --- what a per-image parameterization implements --------------------------------------------
@@ -144,11 +145,14 @@ class Parameterization(nn.Module):
 
     def cost(self, spec: DataSpec, items: int) -> int:
         """Stored elements of a set with `items` items a class, shared ones and those of inner ones included."""
-        probe = copy.deepcopy(self)
-        item_class = torch.arange(spec.num_classes).repeat_interleave(items)
-        with torch.device("meta"):
-            probe.allocate(spec, item_class)
-        return probe.storage().floats
+        key = (spec.shape, spec.num_classes, items)
+        if key not in self._costs:  # a search for the largest number that fits asks many times
+            probe = copy.deepcopy(self)
+            item_class = torch.arange(spec.num_classes).repeat_interleave(items)
+            with torch.device("meta"):
+                probe.allocate(spec, item_class)
+            self._costs[key] = probe.storage().floats
+        return self._costs[key]
 
     def plan(self, spec: DataSpec, floats: int) -> int:
         """How many items a class fit into a budget; assumes that each further one costs the same.

@@ -315,3 +315,9 @@ def test_at_equal_floats_many_more_images_say_more_about_a_class(digits):
         assert found[0][0] >= 3 * found[1][0]
         gains.append(found[0][1] - found[1][1])
     assert sum(gains) / len(gains) > 0.04  # 0.078 with a standard error of 0.018
+
+
+def test_what_the_left_one_cannot_store_is_refused_when_the_set_is_planned():
+    param = create_stack("param", "lowrank:r=4+memory:bases=2")[-1]
+    with pytest.raises(dcf.BudgetError, match="for images of 4 x 4, rank 4 stores 32 floats"):
+        param.plan(fake_spec(classes=2, shape=(1, 8, 8)), 10**6)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
@@ -91,11 +90,8 @@ class SoftLabels(dcf.Parameterization):
         )
 
     def _label_floats(self, spec: dcf.DataSpec, items: int) -> int:
-        """Floats of the labels of so many items a class."""
-        probe = copy.deepcopy(self)
-        with torch.device("meta"):
-            probe.allocate(spec, torch.arange(spec.num_classes).repeat_interleave(items))
-        return probe.soft_labels.numel()
+        """Floats of the labels of so many items a class: what it costs beyond what is stored to the left."""
+        return self.cost(spec, items) - self.below.cost(spec, items)
 
     def allocate(self, spec: dcf.DataSpec, item_class: Tensor) -> None:
         """Create the labels, zero, beside what the left one creates."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from dcf_memory.options import MemoryConfig
 __all__ = ["Memory"]
 
 log = logging.getLogger(__name__)
+
+#: A budget that is refused only by what would refuse any.
+_ENDLESS: Final = 2**48
 
 
 class Memory(dcf.Parameterization):
@@ -48,6 +51,17 @@ class Memory(dcf.Parameterization):
             )
 
     # --- size ------------------------------------------------------------------------------------
+
+    def plan(self, spec: dcf.DataSpec, floats: int) -> int:
+        """How many images a class fit into a budget, beside the bases.
+
+        Raises:
+            BudgetError: When not even one fits, or what is on the left refuses to store canvases of this size.
+        """
+        if self.inner is not None:
+            height, width = basis_size((spec.height, spec.width), self.config.down)
+            self.inner.plan(replace(spec, height=height, width=width), _ENDLESS)
+        return super().plan(spec, floats)
 
     def inner_classes(self, item_class: Tensor) -> Tensor:
         """The left one stores bases, which belong to no class; it is told class 0 of each."""
