@@ -21,6 +21,7 @@ from dcf.cli import options as cli_options
 from dcf.cli.app import build
 from dcf.components import Kind
 from dcf.networks.names import POOLS, REFERENCE_NAMES
+from dcf.recipes import all_recipes
 from dcf.registry import registry
 from dcf.resolve import resolve
 
@@ -274,9 +275,9 @@ def test_options_in_method_pages_are_those_of_the_code(generator):
 def test_readme_lists_the_methods_that_exist(generator):
     text = (ROOT / "README.md").read_text("utf-8").partition("## Methods")[2].partition("\n## ")[0]
     rows = re.findall(r"\(docs/methods/([a-z-]+)\.md\) \| `dcf condense --recipe ([a-z-]+)`", text)
-    recipes = {i.component.name: i.plugin.name for i in generator.own_registry().items(Kind.RECIPE)}
+    recipes = all_recipes(generator.own_registry())
     assert {folder for folder, _ in rows} == set(generator.own_plugins()) - {"builtin"}
-    assert all(recipes[recipe] == folder for folder, recipe in rows)
+    assert all(f"dcf-{folder}" in recipes[recipe].recipe.requires for folder, recipe in rows)
 
 
 def test_changelog_speaks_of_every_package(generator):

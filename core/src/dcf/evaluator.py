@@ -26,6 +26,8 @@ class Evaluator:
     Config: ClassVar[type[BaseConfig]] = BaseConfig
 
     version: ClassVar[int] = 1
+    #: Whether it evaluates nothing but sets that are programs (`Hints.program`).
+    programs: ClassVar[bool] = False
 
     def __init__(self, config: BaseConfig | None = None) -> None:
         self.config: Any = config if config is not None else self.Config()

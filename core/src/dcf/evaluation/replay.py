@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from dcf.evaluation.baselines import random_program_row
 from dcf.evaluation.context import EvalContext
@@ -26,6 +26,8 @@ class Replay(Evaluator):
     the protocol play no part. Random images stand beside it twice: in the same program, one for each of its images,
     and trained under the protocol.
     """
+
+    programs: ClassVar[bool] = True
 
     def evaluate(self, sets: Sequence[SyntheticSet], ctx: EvalContext) -> Report:
         """Run the program of each set on the protocol's number of networks.

@@ -15,6 +15,7 @@ from dcf.evaluation.protocol import Protocol
 from dcf.evaluation.report import Report, Row
 from dcf.testing.fakes import NETWORK, SoftPixels, fake_data, fake_set, filled
 from dcf.testing.subject import Check, Subject, require, same
+from dcf.types import Hints, Program
 
 if TYPE_CHECKING:
     from dcf.synthetic import SyntheticSet
@@ -44,7 +45,10 @@ def report_of(subject: Subject, many: Sequence[SyntheticSet], seed: int = 0, dev
     """Evaluate sets on fake data, with two networks each."""
     data = fake_data().to(device)
     ctx = EvalContext(data, protocol(), seed, device, networks=_NETS)
-    report: Report = subject.make().evaluate(many, ctx)
+    made = subject.make()
+    for one in many if made.programs else ():
+        one.hints = Hints(program=Program(((0, 2), (1, 3), (0, 2)), (0.05, 0.02, 0.01)))
+    report: Report = made.evaluate(many, ctx)
     return report
 
 
