@@ -20,7 +20,7 @@ from dcf.components import Kind
 from dcf.context import Context
 from dcf.data.real import RealData
 from dcf.engine import Engine, Progress, estimate_chunk
-from dcf.errors import DcfError, RunError
+from dcf.errors import DcfError, NonFiniteError, RunError
 from dcf.matcher import Matcher
 from dcf.metadata import format_of
 from dcf.networks.base import NetworkFactory
@@ -197,7 +197,11 @@ class Session:
         recorder = _Recorder(self, directory, on_step)
         if start == 0:
             recorder.checkpoint(0)
-        done = self.engine.run(start, iterations, recorder.step, stop) if start < iterations else iterations
+        try:
+            done = self.engine.run(start, iterations, recorder.step, stop) if start < iterations else iterations
+        except NonFiniteError:
+            recorder.flush()  # how it came to that is worth knowing; a resumed run drops what is beyond its checkpoint
+            raise
         recorder.checkpoint(done)
         return done
 
@@ -289,12 +293,16 @@ class _Recorder:
             self.checkpoint(progress.it)
         self.on_step(progress)
 
+    def flush(self) -> None:
+        if self.directory is not None:
+            self.directory.append_metrics(self.rows)
+        self.rows = []
+
     def checkpoint(self, it: int) -> None:
         if self.directory is None or it == self.saved:
             return
         # Metrics first: rows beyond the checkpoint are dropped on resume, rows that are missing would stay missing.
-        self.directory.append_metrics(self.rows)
-        self.rows = []
+        self.flush()
         facts = {"data": self.session.data.checksum, "selection": self.session.selection}
         self.directory.save_checkpoint(it, self.session.engine.state_dict(), facts)
         self.saved = it
