@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from dcf.bench.gather import FAILED, PROGRESS
 from dcf.engine import Progress
 from dcf.errors import RunError
 from dcf.files import atomic_write
+from dcf.processes import INTERRUPTED, end_with_parent
 from dcf.resolve import resolve
 from dcf.run import Listener, prepare, resume, start
 from dcf.runconfig import RunConfig
@@ -29,7 +28,6 @@ __all__ = ["main", "run_cell"]
 
 #: Seconds between two notes of how far it is.
 _EVERY: Final = 1.0
-_INTERRUPTED: Final = 130
 
 
 class Notes(Listener):
@@ -101,35 +99,23 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     return {k: v for k, v in config.model_dump().items() if k != "recipe"}
 
 
-def _end_with_parent() -> None:
-    """Leave as soon as standard input closes; the checkpoints are on disk."""
-
-    def wait() -> None:
-        # The file itself: a buffered reader would hold a lock that the interpreter needs at its end.
-        while os.read(0, 1024):
-            pass
-        os._exit(_INTERRUPTED)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run a cell; 0: done, 1: failed, 130: interrupted."""
     arguments = sys.argv[1:] if argv is None else argv
     if len(arguments) != 1:
         raise RunError("expected the directory of one cell")
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s: %(message)s")
-    _end_with_parent()
+    end_with_parent()
     keep_freed_pages()
     try:
-        return 0 if run_cell(Path(arguments[0])) else _INTERRUPTED
+        return 0 if run_cell(Path(arguments[0])) else INTERRUPTED
     except (Exception, KeyboardInterrupt) as error:
         from dcf.cli.entry import explain
 
         message, _ = explain(error)
         logging.getLogger(__name__).debug("failed", exc_info=error)
         print(f"{FAILED}{message}", file=sys.stderr, flush=True)
-        return _INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+        return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
 
 
 if __name__ == "__main__":

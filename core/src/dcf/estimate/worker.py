@@ -11,20 +11,19 @@ import logging
 import os
 import pickle
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from dcf.errors import DcfError, UsageError
 from dcf.estimate.memory import take_me_first
+from dcf.processes import end_with_parent
 from dcf.resolve import Request
 
 __all__ = ["main"]
 
 Tell = Callable[..., None]
-_INTERRUPTED: Final = 130
 
 
 class _Relay(logging.Handler):
@@ -46,7 +45,7 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, handlers=[_Relay(tell)])
     try:
         request, began = _request()
-        _end_with_parent()
+        end_with_parent()
         # Only now: torch is imported while somebody watches what it takes.
         from dcf.estimate.measure import measured
 
@@ -86,17 +85,6 @@ def _request() -> tuple[Request, float]:
             "  give it as a spec, or define its class at the top of a module that can be imported"
         ) from None
     return request, began
-
-
-def _end_with_parent() -> None:
-    """Leave as soon as standard input closes."""
-
-    def wait() -> None:
-        while os.read(0, 1024):
-            pass
-        os._exit(_INTERRUPTED)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _explain(error: Exception, tell: Tell) -> None:
