@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from dcf.testing import fake_spec
 from dcf.testing.fakes import TinyFactory
 from dcf.types import Batch
-from dcf.unroll import stateless
+from dcf.unroll import stateless, train_on
 from dcf_bptt.order import cycled
-from dcf_bptt.training import real_loss, train_on
+from dcf_bptt.training import real_loss
 
 
 def parts(seed=0, soft=False):

@@ -16,13 +16,13 @@ import dcf_mtt.student
 from dcf.networks.convnet import ConvNetFactory
 from dcf.networks.options import ConvNetConfig
 from dcf.testing.fakes import TinyFactory, fake_spec
+from dcf.unroll import stateless, train_on
 from dcf_mtt.start import agreed_labels
 from dcf_mtt.student import (
     draw_start,
     fresh_permutations,
     scale_gradient,
     student_batches,
-    train_student,
     trajectory_loss,
     window_end,
 )
@@ -108,7 +108,7 @@ def problem(dtype=torch.float64, soft=False, factory=None):
 
 def loss_of(net, start, target, x, y, lr, steps=4, size=4, mode="full", **options):
     batches = student_batches(fresh_permutations(len(x), gen(4)), size, steps)
-    end = train_student(net, start, dcf.Batch(x, y), lr.expand(steps), batches, mode=mode, **options)
+    end = train_on(stateless(net), start, dcf.Batch(x, y), batches, lr.expand(steps), mode=mode, **options)
     return trajectory_loss(end, start, target)
 
 

@@ -8,9 +8,9 @@ from tests.parity.replay import network
 from torch import Tensor
 
 from dcf.types import Batch
-from dcf.unroll import StepSizes, stateless
+from dcf.unroll import StepSizes, stateless, train_on
 from dcf_bptt.order import cycled
-from dcf_bptt.training import real_loss, train_on
+from dcf_bptt.training import real_loss
 
 
 def compute(case: Case) -> dict[str, Tensor]:

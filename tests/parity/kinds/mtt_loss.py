@@ -10,7 +10,8 @@ from torch import Tensor
 from dcf.networks.base import NetworkState
 from dcf.training import Augmentation
 from dcf.types import Batch
-from dcf_mtt.student import scale_gradient, student_batches, train_student, trajectory_loss
+from dcf.unroll import stateless, train_on
+from dcf_mtt.student import scale_gradient, student_batches, trajectory_loss
 
 #: What the case calls a method -> how the student's training is differentiated.
 _MODES = {"mtt": "adjoint", "tesla": "tesla"}
@@ -27,9 +28,8 @@ def compute(case: Case) -> dict[str, Tensor]:
     syn, lr = case["syn"].clone().requires_grad_(), case["lr"].clone().reshape(()).requires_grad_()
     images = scale_gradient(syn, float(case.hyper.get("image_gradient_factor", 1.0)))
     orders = batches(case)
-    ended = train_student(
-        net, start, Batch(images, case["labels"]), lr.expand(len(orders)), orders, recorded(case), mode=_MODES[method]
-    )
+    lrs, data = lr.expand(len(orders)), Batch(images, case["labels"])
+    ended = train_on(stateless(net), start, data, orders, lrs, mode=_MODES[method], augment=recorded(case))
     loss = trajectory_loss(ended, start, target)
     dsyn, dlr = torch.autograd.grad(loss, [syn, lr])
     return {

@@ -8,8 +8,8 @@ from tests.parity.replay import data_spec, network, parameters
 from torch import Tensor
 
 from dcf.types import Batch
-from dcf.unroll import stateless
-from dcf_bptt.training import real_loss, train_on
+from dcf.unroll import stateless, train_on
+from dcf_bptt.training import real_loss
 from dcf_memory.param import Memory
 
 

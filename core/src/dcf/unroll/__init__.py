@@ -19,8 +19,9 @@ from dcf.networks.base import NetworkState
 from dcf.unroll._adjoint import sweep
 from dcf.unroll._sizes import StepSizes
 from dcf.unroll._steps import Loss, Rule, record, walk
+from dcf.unroll._training import train_on
 
-__all__ = ["Loss", "Mode", "StepSizes", "stateless", "unroll"]
+__all__ = ["Loss", "Mode", "StepSizes", "stateless", "train_on", "unroll"]
 
 #: How gradients are obtained; see `unroll`.
 Mode = Literal["adjoint", "full", "checkpoint", "tesla"]

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 import dcf
 from dcf.seeding import generator
-from dcf.unroll import StepSizes, stateless
+from dcf.unroll import StepSizes, stateless, train_on
 from dcf_bptt.options import BPTTConfig, DDConfig
 from dcf_bptt.order import cycled, ordered_batches, random_batches, views_by_class
-from dcf_bptt.training import real_loss, train_on
+from dcf_bptt.training import real_loss
 
 __all__ = ["BPTT", "DD"]
 

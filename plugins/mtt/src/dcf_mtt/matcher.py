@@ -13,7 +13,7 @@ from torch import Tensor
 import dcf
 from dcf.seeding import generator
 from dcf.training import Augmentation
-from dcf.unroll import StepSizes
+from dcf.unroll import StepSizes, stateless, train_on
 from dcf_mtt.experts import ExpertSet, Weights
 from dcf_mtt.options import MTTConfig, experts_of
 from dcf_mtt.start import agreed_labels, classify, images_known_to_experts
@@ -22,7 +22,6 @@ from dcf_mtt.student import (
     fresh_permutations,
     scale_gradient,
     student_batches,
-    train_student,
     trajectory_loss,
     window_end,
 )
@@ -148,9 +147,10 @@ class MTT(dcf.Matcher):
             for when in (epoch, epoch + config.expert_epochs)
         )
         lrs = self.step_size().to(data.x.dtype).expand(config.syn_steps)
-        ended = train_student(
-            net, start, data, lrs, batches, _augmentation(ctx, batches), mode=config.unroll, keep=config.keep
-        )
+        ended = train_on(
+            stateless(net), start, data, batches, lrs, mode=config.unroll, keep=config.keep,
+            augment=_augmentation(ctx, batches),
+        )  # fmt: skip
         loss = trajectory_loss(ended, start, target)
         yield dcf.Step(loss, log={"step_size": lrs[0], "start_epoch": lrs.new_tensor(epoch)}, limit=self.limit)
 

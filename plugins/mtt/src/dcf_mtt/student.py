@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
-
-import dcf
-from dcf.training import Augmentation, cross_entropy
-from dcf.unroll import Mode, stateless, unroll
 
 __all__ = [
     "draw_start",
     "fresh_permutations",
     "scale_gradient",
     "student_batches",
-    "train_student",
     "trajectory_loss",
     "window_end",
 ]
@@ -41,41 +35,6 @@ def trajectory_loss(end: Mapping[str, Tensor], start: Mapping[str, Tensor], targ
 
 def _squared_distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([(a[name] - b[name]).square().sum() for name in b]).sum()
-
-
-def train_student(
-    net: dcf.NetworkState,
-    start: Mapping[str, Tensor],
-    data: dcf.Batch,
-    lrs: Tensor,
-    batches: Sequence[Tensor],
-    augmentation: Augmentation | None = None,
-    *,
-    mode: Mode = "adjoint",
-    keep: int | Literal["cpu"] = 1,
-) -> dict[str, Tensor]:
-    """Weights after plain SGD on mini-batches of the set, differentiable in images, labels and step sizes.
-
-    Args:
-        net: A network in training mode; only its architecture counts, and running statistics of batch norms stay.
-        start: Weights before the first step, by name.
-        data: The set: `(V, C, H, W)` images, and `(V,)` class indices or `(V, K)` probabilities.
-        lrs: `(N,)` step size of each step.
-        batches: Image numbers of each step, at least N.
-        augmentation: Applied to the mini-batch of each step. Its draws must be fixed beforehand, as a step is
-            computed more than once.
-        mode: See `dcf.unroll.unroll`.
-        keep: Likewise.
-    """
-    logits, (x, y) = stateless(net), data
-
-    def loss(weights: Mapping[str, Tensor], s: int) -> Tensor:
-        batch = dcf.Batch(x[batches[s]], y[batches[s]])
-        if augmentation is not None:
-            batch = augmentation(batch, s)
-        return cross_entropy(logits(batch.x, weights), batch.y)
-
-    return unroll(loss, start, lrs, [t for t in (x, y) if t.requires_grad], mode=mode, keep=keep)
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
