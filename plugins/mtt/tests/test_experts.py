@@ -346,7 +346,17 @@ def job(root, count, epochs):
     return Job("digits", "convnet:width=2,depth=1", "dsa", Training(lr=0.05), root, count, epochs, ("cpu",), 1)
 
 
+@pytest.fixture
+def one_thread():
+    """As each of several processes has; sums of other numbers of threads round differently on some processors."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_several_processes_make_the_same_experts(tmp_path):
     together, alone = job(tmp_path / "a", 3, 2), job(tmp_path / "b", 3, 2)
     notes = []
