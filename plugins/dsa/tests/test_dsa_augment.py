@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import dcf
-from dcf_dsa.augment import DIGIT_STRATEGY, DSA, FULL_STRATEGY, apply_draws
-from dcf_dsa.ops import apply_op
+from dcf.operations.apply import apply_draws
+from dcf.operations.images import apply_op
+from dcf_dsa.augment import DIGIT_STRATEGY, DSA, FULL_STRATEGY
 
 RGB = (3, 16, 16)
 
@@ -164,7 +165,9 @@ def test_classes_together_have_the_gradient_of_classes_apart():
 
 def test_classes_are_processed_once_for_each_set_of_operations(monkeypatch):
     calls = []
-    monkeypatch.setattr("dcf_dsa.augment.apply_op", lambda x, op, *rest: calls.append(op) or apply_op(x, op, *rest))
+    monkeypatch.setattr(
+        "dcf.operations.apply.apply_op", lambda x, op, *rest: calls.append(op) or apply_op(x, op, *rest)
+    )
     augmenter = DSA(DSA.Config(ops=["crop", "rotate", "flip"]))
     draws = [augmenter.draw(1, RGB, generator(s), shared=True) for s in range(40)]
     apply_draws(images_of(40, 2, *RGB), draws)

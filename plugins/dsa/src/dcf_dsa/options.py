@@ -7,22 +7,21 @@ from typing import Any, Final, Literal
 from pydantic import Field, field_validator
 
 import dcf
+from dcf.operations.options import Family, Strengths
 
-__all__ = ["DIGIT_STRATEGY", "FULL_STRATEGY", "DSAConfig", "OpFamily"]
-
-OpFamily = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
+__all__ = ["DIGIT_STRATEGY", "FULL_STRATEGY", "DSAConfig"]
 
 #: The published strategy `color_crop_cutout_flip_scale_rotate`, for everything but digits.
-FULL_STRATEGY: Final[tuple[OpFamily, ...]] = ("color", "crop", "cutout", "flip", "scale", "rotate")
+FULL_STRATEGY: Final[tuple[Family, ...]] = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
 #: The published strategy for MNIST and SVHN: a mirrored digit is not a digit.
-DIGIT_STRATEGY: Final[tuple[OpFamily, ...]] = ("color", "crop", "cutout", "scale", "rotate")
+DIGIT_STRATEGY: Final[tuple[Family, ...]] = ("color", "crop", "cutout", "scale", "rotate")
 
 
-class DSAConfig(dcf.Config):
-    """Options of `dsa`; the defaults are the published ones for CIFAR and FashionMNIST."""
+class _Choice(dcf.Config):
+    """What is applied in a call."""
 
-    ops: tuple[OpFamily, ...] = Field(
+    ops: tuple[Family, ...] = Field(
         FULL_STRATEGY,
         min_length=1,
         description="operations to choose from, in order, also as in color_crop_cutout, or 'auto'; "
@@ -35,18 +34,6 @@ class DSAConfig(dcf.Config):
         True,
         description="matching uses one draw for real and synthetic images; false: a draw for each",
     )
-    brightness: float = Field(1.0, ge=0, description="width of the range of the added constant, about 0")
-    saturation: float = Field(2.0, ge=0, description="largest factor of the distance to grey; the smallest is 0")
-    contrast: float = Field(
-        0.5,
-        ge=0,
-        description="smallest factor of the distance to the image's mean; the largest is 1 more",
-    )
-    crop: float = Field(0.125, ge=0, le=1, description="largest shift over the image's side")
-    cutout: float = Field(0.5, ge=0, le=1, description="side of the box over the image's side")
-    scale: float = Field(1.2, ge=1, description="largest zoom factor; the smallest is its inverse")
-    rotate: float = Field(15.0, ge=0, le=180, description="largest angle, in degrees")
-    prob_flip: float = Field(0.5, ge=0, le=1, description="probability of mirroring")
 
     @field_validator("ops", mode="before")
     @classmethod
@@ -54,3 +41,7 @@ class DSAConfig(dcf.Config):
         if not isinstance(value, str):
             return value
         return FULL_STRATEGY if value == "auto" else value.split("_")
+
+
+class DSAConfig(Strengths, _Choice):  # fields of the last base come first
+    """Options of `dsa`; the defaults are the published ones for CIFAR and FashionMNIST."""

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dcf.operations.draws import Draw
 from dcf_dsa.augment import DSA
-from dcf_dsa.draws import Draw, draw_strategy
+from dcf_dsa.draws import draw_strategy
 
 __all__ = ["ReferenceDraw", "SeedSource", "draws_from_reference_seed"]
 

@@ -1,4 +1,4 @@
-"""The operations of DSA as pure functions of images and already drawn values.
+"""Operations of differentiable augmentation as pure functions of images and already drawn values.
 
 Every function takes
 
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import dcf
+from dcf.errors import UsageError
 
 __all__ = [
     "OPERATIONS",
@@ -179,10 +179,10 @@ def apply_op(images: Tensor, op: str, values: Tensor, cutout_ratio: float = 0.5)
         `(N, C, H, W)`.
 
     Raises:
-        dcf.UsageError: Unknown operation, or a number of rows that does not divide N.
+        UsageError: Unknown operation, or a number of rows that does not divide N.
     """
     if op not in OPERATIONS:
-        raise dcf.UsageError(f"dsa: expected one of {', '.join(OPERATIONS)}, got '{op}'")
+        raise UsageError(f"expected one of the operations {', '.join(OPERATIONS)}, got '{op}'")
     extra = (cutout_ratio,) if op == "cutout" else ()
     return OPERATIONS[op](images, values, *extra)
 
@@ -191,7 +191,7 @@ def _blocks(images: Tensor, values: Tensor) -> Tensor:
     """`(R, N / R, C, H, W)`: the images that share a row of values, together."""
     count, rows = images.shape[0], values.shape[0]
     if rows == 0 or count % rows:
-        raise dcf.UsageError(f"dsa: expected rows of values that divide {count} images, got {rows}")
+        raise UsageError(f"expected rows of values that divide {count} images, got {rows}")
     return images.view(rows, count // rows, *images.shape[1:])
 
 

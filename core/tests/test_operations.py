@@ -1,4 +1,4 @@
-"""Every operation of DSA against a slow loop over pixels, and its derivative."""
+"""Every augmenting operation against a slow loop over pixels, and its derivative."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dcf
-from dcf_dsa.ops import (
+from dcf.operations.images import (
     OPERATIONS,
     apply_op,
     brightness,
@@ -191,7 +191,7 @@ def test_cutout_side_rounds_half_up(size, side):
 @pytest.mark.parametrize(
     ("op", "values", "message"),
     [
-        ("shear", torch.zeros(1), "expected one of brightness, .*, got 'shear'"),
+        ("shear", torch.zeros(1), "expected one of the operations brightness, .*, got 'shear'"),
         ("flip", torch.zeros(3), "expected rows of values that divide 4 images, got 3"),
         ("flip", torch.zeros(0), "got 0"),
     ],

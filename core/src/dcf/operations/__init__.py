@@ -1,0 +1,1 @@
+"""Operations of differentiable augmentation, their values, and draws of both that can be stored and replayed."""
