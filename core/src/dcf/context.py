@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor
 
 from dcf.augmenter import Augmenter
 from dcf.data.real import RealData
+from dcf.distributed import ALONE, World
 from dcf.errors import Stopped, UsageError
 from dcf.networks.base import NetworkFactory, NetworkState
 from dcf.parameterization import Parameterization
-from dcf.seeding import generator
+from dcf.seeding import generator, seed_for
 from dcf.training import sgd_epochs
 from dcf.types import DataSpec
 
@@ -74,6 +76,10 @@ class Context:
         self.on_report: Callable[[str, int, int, str], None] = lambda what, done, total, facts: None
         #: Whether the user asked to stop; set by the run.
         self.stopping: Callable[[], bool] = lambda: False
+        #: The processes that work on the run together; set by the run.
+        self.world: World = ALONE
+        #: Whether these divide the classes of an iteration among them; set by the engine.
+        self.sharded = False
         #: What the run's matcher teaches; set by the engine.
         self.teaches: frozenset[str] = frozenset({"images", "labels"})
         self.it = 0
@@ -131,14 +137,45 @@ class Context:
         if self.stopping():
             raise Stopped("stopped while preparing; the same command goes on from there")
 
+    # --- processes -------------------------------------------------------------------------------
+
+    def replica(self, number: int) -> Context:
+        """The same run with other random draws: number 0 has those of the run itself."""
+        other = copy.copy(self)
+        other.seed = seed_for(self.seed, "replica", number) if number else self.seed
+        other._drawn = None
+        return other
+
+    @property
+    def processes(self) -> int:
+        """How many processes divide the classes of an iteration among them.
+
+        What a matcher yields is summed over them: a loss that all of them compute whole is to be divided by this.
+        """
+        return self.world.size if self.sharded else 1
+
+    def sum_over_processes(self, parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """The sum of parts that belong to the classes of an iteration, wherever these are worked on; without a graph.
+
+        Added up in order of the classes, so the result does not depend on the number of processes where the parts
+        do not.
+
+        Args:
+            parts: This process's parts in order of its classes, at least one: lists of tensors of one dtype.
+        """
+        return (self.world if self.sharded else ALONE).sum_in_order(parts)
+
     # --- classes ---------------------------------------------------------------------------------
 
     def chunks(self) -> Iterator[Chunk]:
-        """All classes that have synthetic images, chunk after chunk; those of one chunk have equally many."""
+        """The classes that have synthetic images, chunk after chunk; those of one chunk have equally many.
+
+        Where several processes divide the classes among them, those of this process.
+        """
         groups: dict[int, list[int]] = {}
-        for c, views in enumerate(self._views):
-            if len(views):
-                groups.setdefault(len(views), []).append(c)
+        present = [c for c, views in enumerate(self._views) if len(views)]
+        for c in self.world.share(present) if self.sharded else present:
+            groups.setdefault(len(self._views[c]), []).append(c)
         parts = [
             group[i : i + self.class_chunk] for group in groups.values() for i in range(0, len(group), self.class_chunk)
         ]

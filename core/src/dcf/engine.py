@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dcf.context import Context
+from dcf.distributed import ALONE, World
 from dcf.errors import NonFiniteError, UsageError
 from dcf.matcher import Matcher
 from dcf.optimizer import Optimizer, require_groups, settle
@@ -50,26 +51,37 @@ class Progress:
 
 @dataclass
 class _Tally:
-    """Losses of one iteration, kept on the device until they are read."""
+    """Losses of one iteration, kept on the device until they are read.
 
+    Attributes:
+        replicas: Draws that every update is averaged over.
+        world: Processes that the losses of the iteration are spread over.
+    """
+
+    replicas: int = 1
+    world: World = ALONE
     loss: Tensor | None = None
     aux: Tensor | None = None
     updates: int = 0
     skipped: int = 0
     logs: dict[str, list[Tensor]] = field(default_factory=dict)
 
-    def add(self, step: Step) -> None:
-        if step.loss is not None:
-            loss = step.loss.detach()
-            self.loss = loss if self.loss is None else self.loss + loss
-        self.updates += step.update
-        for name, value in step.log.items():
-            self.logs.setdefault(name, []).append(value.detach())
+    def add(self, steps: Sequence[Step]) -> None:
+        """Count what the draws of one update, or of a part of one, came to."""
+        for step in steps:
+            if step.loss is not None:
+                loss = step.loss.detach() / self.replicas
+                self.loss = loss if self.loss is None else self.loss + loss
+            for name, value in step.log.items():
+                self.logs.setdefault(name, []).append(value.detach())
+        self.updates += steps[0].update
 
     def add_aux(self, loss: Tensor) -> None:
         self.aux = loss.detach() if self.aux is None else self.aux + loss.detach()
 
     def read(self) -> tuple[float, dict[str, float]]:
+        if self.loss is not None:
+            self.world.sum_([self.loss])
         loss = float(self.loss) / max(1, self.updates) if self.loss is not None else float("nan")
         logs = {name: float(torch.stack(values).float().mean()) for name, values in self.logs.items()}
         if self.aux is not None:
@@ -103,9 +115,13 @@ class Engine:
         momentum: Likewise.
         clip: Largest L2 norm of all gradients together; None for no clipping.
         optim: Settings that win over those of the groups of these names.
+        replicas: Independent draws of an iteration, such as networks, that every update is averaged over. Those of
+            one iteration run in step; where several processes work on a matcher that does not divide classes, they
+            divide the replicas.
 
     Raises:
-        UsageError: When nothing could be learned, or `optim` names no group.
+        UsageError: When nothing could be learned, `optim` names no group, or there is not enough work for the
+            processes.
     """
 
     def __init__(
@@ -116,9 +132,17 @@ class Engine:
         momentum: float,
         clip: float | None = None,
         optim: Mapping[str, GroupSettings] | None = None,
+        replicas: int = 1,
     ) -> None:
         check_composition(matcher, ctx.param)
         self.ctx = ctx
+        self.world = ctx.world
+        ctx.sharded = matcher.shards and self.world.size > 1
+        _check_work(ctx, replicas)
+        self.replicas = replicas
+        numbers = range(replicas) if ctx.sharded else self.world.share(range(replicas))
+        #: The run as each draw of this process sees it.
+        self.views = [ctx if replicas == 1 else ctx.replica(number) for number in numbers]
         self.matcher = matcher
         self.clip = clip
         ctx.teaches = matcher.reads
@@ -139,10 +163,15 @@ class Engine:
     # --- running ---------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Let the matcher do what comes before the first iteration and before `load_state_dict`; once only."""
+        """Let the matcher do what comes before the first iteration and before `load_state_dict`; once only.
+
+        Raises:
+            UsageError: When the matcher remembers more than what is learned and updates are averaged over draws.
+        """
         if not self._prepared:
             self.matcher.prepare(self.ctx)
             self._prepared = True
+            self._require_no_memory()
 
     def rehearse(self) -> None:
         """Stand in for `prepare` where only the time and memory of iterations are measured."""
@@ -179,7 +208,7 @@ class Engine:
             self._guard(it, loss if tally.loss is not None and not tally.skipped else 0.0)
             self._count_skipped(it, tally, loss)
             on_iteration(Progress(it + 1, iterations, loss, logs, time.monotonic() - began))
-            if should_stop():
+            if self.world.any(should_stop()):
                 return it + 1
         return iterations
 
@@ -190,36 +219,61 @@ class Engine:
             it: Its number.
             go_on: Asked after each update; False ends the iteration there, unfinished.
         """
-        self.ctx.begin(it)
+        for ctx in {id(c): c for c in (self.ctx, *self.views)}.values():
+            ctx.begin(it)
         self.optimizer.begin(it)
         self._zero()
-        tally = _Tally()
-        for step in self._steps(it):
-            if not step.accumulated:
-                self._backward(step)
-            if step.update and (step.limit is None or self._within(step)):
+        tally = _Tally(self.replicas, self.world)
+        for steps in self._rounds(it):
+            update = steps[0].update
+            if update and self._within(steps):
                 self._update(tally)
-            elif step.update:
+            elif update:
                 tally.skipped += 1
                 self._zero()
-            tally.add(step)
-            if step.update and not go_on():
+            tally.add(steps)
+            if update and not go_on():
                 break
         return tally
 
-    def _within(self, step: Step) -> bool:
-        """Whether the loss is at most its limit, and everything finite."""
-        loss = 0.0 if step.loss is None else float(step.loss.detach())
-        if not math.isfinite(loss) or (step.limit is not None and loss > step.limit):
-            return False
-        return bool(torch.stack([torch.isfinite(t.grad).all() for t in self.watch if t.grad is not None]).all())
+    def _rounds(self, it: int) -> Iterator[list[Step]]:
+        """The next step of every draw, each differentiated before the one of the next draw is made."""
+        draws = [self._steps(ctx, it) for ctx in self.views]
+        while True:
+            steps = []
+            for draw in draws:
+                step = next(draw, None)
+                if step is not None and not step.accumulated:
+                    self._backward(step)
+                steps.append(step)
+            found = [step for step in steps if step is not None]
+            if not found:
+                return
+            if len(found) < len(steps) or len({step.update for step in found}) > 1:
+                raise RuntimeError(f"{type(self.matcher).__name__}.outer yielded other steps for other draws")
+            yield found
 
-    def _steps(self, it: int) -> Iterator[Step]:
-        for step in self.matcher.outer(self.ctx, it):
+    def _within(self, steps: Sequence[Step]) -> bool:
+        """Whether each loss is at most its limit, and everything finite; the same answer in every process."""
+        if all(step.limit is None for step in steps):
+            return True
+        losses = [(0.0 if s.loss is None else float(s.loss.detach()), s.limit) for s in steps]
+        good = all(math.isfinite(loss) and (limit is None or loss <= limit) for loss, limit in losses)
+        good = good and bool(
+            torch.stack([torch.isfinite(t.grad).all() for t in self.watch if t.grad is not None]).all()
+        )
+        return not self.world.any(not good)
+
+    def _steps(self, ctx: Context, it: int) -> Iterator[Step]:
+        for step in self.matcher.outer(ctx, it):
             if not torch.is_grad_enabled() or torch.is_autocast_enabled(self.ctx.device.type):
                 raise RuntimeError(
                     f"{type(self.matcher).__name__}.outer yielded inside no_grad or autocast; "
                     "compute there and yield outside"
+                )
+            if step.accumulated and self.replicas > 1:
+                raise RuntimeError(
+                    f"{type(self.matcher).__name__}.outer wrote gradients itself, which cannot be averaged"
                 )
             yield step
 
@@ -227,9 +281,12 @@ class Engine:
         if step.loss is None:
             raise RuntimeError(f"{type(self.matcher).__name__}.outer yielded no loss and accumulated=False")
         # Only into what is learned: a plain backward() would also fill the network's gradients.
-        torch.autograd.backward(step.loss, inputs=self.watch)
+        loss = step.loss if self.replicas == 1 else step.loss / self.replicas
+        torch.autograd.backward(loss, inputs=self.watch)
 
     def _update(self, tally: _Tally) -> None:
+        # Before the set's own objectives, which every process computes alike.
+        self.world.sum_([t.grad for t in self.watch if t.grad is not None])
         for objective in self.objectives:
             loss = objective.loss(self.ctx)
             torch.autograd.backward(loss, inputs=self.watch)
@@ -242,7 +299,8 @@ class Engine:
             self.matcher.project_()
         for objective in self.objectives:
             objective.after_update(self.ctx)
-        self.ctx.update += 1
+        for ctx in {id(c): c for c in (self.ctx, *self.views)}.values():
+            ctx.update += 1
         self._zero()
 
     def _zero(self) -> None:
@@ -270,6 +328,14 @@ class Engine:
                 f"  {self.matcher.advice}"
             )
 
+    def _require_no_memory(self) -> None:
+        learned = {t.data_ptr() for t in self.watch}
+        if self.replicas > 1 and any(t.data_ptr() not in learned for t in self.matcher.state_dict().values()):
+            raise UsageError(
+                f"{type(self.matcher).__name__} remembers more from one iteration to the next than what it learns, so "
+                "its updates cannot be averaged over several draws; run it in one process, with --set replicas=1"
+            )
+
     # --- state -----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -291,6 +357,22 @@ class Engine:
             objective.load_state_dict(_strip(state, f"aux.{number}.", device))
         self.optimizer.load_state_dict(state)
         self.skipped = int(state.get("engine.skipped", torch.tensor(0)))
+
+
+def _check_work(ctx: Context, replicas: int) -> None:
+    """Refuse more processes than there are parts of the work.
+
+    Raises:
+        UsageError: With the largest number that works.
+    """
+    classes = len(torch.unique(ctx.param.view_class))
+    parts, what = (classes, "classes") if ctx.sharded else (replicas, "replicas, each with draws of its own")
+    if ctx.world.size > parts:
+        more = "" if ctx.sharded else f", or start it with --set replicas={ctx.world.size}"
+        raise UsageError(
+            f"{ctx.world.size} processes divide {parts} {what}: some would have nothing to do; "
+            f"start at most {parts}: torchrun --nproc-per-node={parts}{more}"
+        )
 
 
 def _strip(state: Mapping[str, Tensor], prefix: str, device: torch.device) -> dict[str, Tensor]:

@@ -33,6 +33,10 @@ class Matcher:
         needs: What it relies on: "double-backward" (networks that can be differentiated twice; tried before the run
             starts), "embedding" (which every network has).
         classwise: Whether classes are independent of each other, so that separate runs may be merged.
+        shards: Whether several processes may divide the classes of an iteration: what `outer` yields up to an update is
+            a sum over the classes of `ctx.chunks()`, and whatever else it needs of all classes goes through
+            `ctx.sum_over_processes`. Otherwise processes make whole iterations with draws of their own, which are
+            averaged.
         defaults: The settings of its paper.
         advice: What to change when the run diverges: one line, without a full stop at its end.
     """
@@ -43,6 +47,7 @@ class Matcher:
     reads: ClassVar[frozenset[str]] = frozenset({"images"})
     needs: ClassVar[frozenset[str]] = frozenset()
     classwise: ClassVar[bool] = False
+    shards: ClassVar[bool] = False
     defaults: ClassVar[MatcherDefaults] = MatcherDefaults()
     advice: ClassVar[str] = "lower the step size (--lr) or clip the gradients (--clip), and start again"
 

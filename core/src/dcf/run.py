@@ -14,6 +14,7 @@ from dcf.build import create, spec_text, suited
 from dcf.components import Kind
 from dcf.data.nested import datasets_in, map_datasets
 from dcf.data.real import RealData
+from dcf.distributed import World, joined
 from dcf.engine import Progress
 from dcf.errors import DataError, EvaluationError, Stopped, UsageError
 from dcf.evaluation.protocol import load_protocol
@@ -158,15 +159,23 @@ def start(
         RunError: When the directory holds a run and `force` is not set, or cannot be written.
         NonFiniteError: When the run diverged; the last good checkpoint is kept.
     """
-    session = Session(prepared.config, prepared.data, prepared.matcher, prepared.objects)
-    # What was decided by looking at the machine is written down, so that a resumed run decides the same.
-    config = prepared.config.model_copy(update={"class_chunk": session.ctx.class_chunk})
-    session.config = config
-    if directory is None:
-        return _carry_out(session, None, listener or Listener())
-    with directory.locked():
-        directory.create(config, force)
-        return _carry_out(session, directory, listener or Listener())
+    with joined(prepared.data.train.device) as world:
+        session = Session(prepared.config, prepared.data, prepared.matcher, prepared.objects, world)
+        # What was decided by looking at the machine is written down, so that a resumed run decides the same.
+        decided = {"class_chunk": session.ctx.class_chunk, "replicas": session.engine.replicas}
+        session.config = prepared.config.model_copy(update=decided)
+        directory = world.from_first(directory)
+        if directory is None or not world.first:
+            return _begun(session, directory, world, listener or Listener())
+        with directory.locked():
+            directory.create(session.config, force)
+            return _begun(session, directory, world, listener or Listener())
+
+
+def _begun(session: Session, directory: RunDir | None, world: World, listener: Listener) -> Outcome:
+    """Carry out a run whose directory, if any, is ready in the first process."""
+    world.wait()
+    return _carry_out(session, directory, listener)
 
 
 def resume(path: Path | str, listener: Listener | None = None) -> Outcome:
@@ -181,9 +190,12 @@ def resume(path: Path | str, listener: Listener | None = None) -> Outcome:
         return _finished(directory, config)
     request = resolve({k: v for k, v in config.model_dump().items() if k != "recipe"})
     prepared = prepare(request, listener)
-    session = Session(config, prepared.data, prepared.matcher)
-    with directory.locked():
-        return _carry_out(session, directory, listener)
+    with joined(prepared.data.train.device) as world:
+        session = Session(config, prepared.data, prepared.matcher, world=world)
+        if not world.first:
+            return _begun(session, directory, world, listener)
+        with directory.locked():
+            return _begun(session, directory, world, listener)
 
 
 def default_run_directory(config: RunConfig) -> RunDir:
@@ -238,7 +250,7 @@ def evaluate(
         synthetic.param.to(target)
     recorded = {} if protocol else first.metadata.get("run") or {}
     changes = {**(recorded.get("protocol_set") or {}), **(overrides or {})}
-    with precision_of(precision):
+    with precision_of(precision), joined(target) as world:
         return evaluate_sets(
             sets,
             real,
@@ -250,6 +262,7 @@ def evaluate(
             baselines=baselines,
             seed=first.seed if seed is None else seed,
             progress=listener.evaluated,
+            world=world,
         )
 
 
@@ -261,7 +274,7 @@ def _finished(directory: RunDir, config: RunConfig) -> Outcome:
 
 
 def _carry_out(session: Session, directory: RunDir | None, listener: Listener) -> Outcome:
-    config = session.config
+    config, world = session.config, session.ctx.world
     with precision_of(config.precision), interruptible() as interrupt:
         listener.stage("condensing")
         try:
@@ -272,13 +285,13 @@ def _carry_out(session: Session, directory: RunDir | None, listener: Listener) -
         synthetic = session.result()
         if done < config.iterations:
             return Outcome(config, directory, synthetic, None, done, True)
-        if directory is not None:
+        if directory is not None and world.first:
             synthetic.save(directory.result)
             save_preview(synthetic, directory.preview)
         report = _evaluate_result(session, synthetic, listener) if config.evaluate else None
     if report is not None:
         synthetic.metadata["results"] = report.to_json(timing=False)
-    if directory is not None:
+    if directory is not None and world.first:
         synthetic.save(directory.result)
         atomic_write(
             directory.report,
@@ -307,6 +320,7 @@ def _evaluate_result(session: Session, synthetic: SyntheticSet, listener: Listen
         seed=config.seed,
         progress=listener.evaluated,
         objects={spec_text(SPEC_ROLES[role], made): made for role, made in session.objects.items()},
+        world=session.ctx.world,
     )
 
 

@@ -63,6 +63,11 @@ class RunConfig(Config):
     seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of everything random")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: Literal["default", "strict"] = Field("default", description="strict: fp32 everywhere, TF32 off")
+    replicas: int | Literal["auto"] = Field(
+        "auto",
+        description="draws (networks, batches) that every update is averaged over; 'auto': 1, or one for each process "
+        "where these cannot divide the classes",
+    )
     class_chunk: int | Literal["auto"] = Field("auto", description="classes that are worked on together")
     checkpoint_every: int = Field(20, ge=1, description="outer iterations between two checkpoints")
     protocol: str = Field("dcf-std@1", description="evaluation protocol")
@@ -83,6 +88,8 @@ class RunConfig(Config):
             parse_budget(self.budget)
         if isinstance(self.class_chunk, int) and self.class_chunk < 1:
             raise ValueError("option 'class_chunk' expects 'auto' or an int >= 1")
+        if isinstance(self.replicas, int) and self.replicas < 1:
+            raise ValueError("option 'replicas' expects 'auto' or an int >= 1")
         return self
 
     def budget_of(self, elements: int, classes: int) -> Budget:

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 
 from dcf.errors import UsageError
+from dcf.processes import local_rank, processes_asked_for
 
 __all__ = ["environment", "keep_freed_pages", "precision_of", "select_device"]
 
@@ -26,11 +27,15 @@ _M_MMAP_THRESHOLD = -3
 def select_device(name: str) -> torch.device:
     """The device a name stands for; "auto" is the first GPU, else the CPU.
 
+    Each of several processes takes a GPU of its own, whichever is named.
+
     Raises:
         UsageError: When there is no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and processes_asked_for() > 1:
+        name = f"cuda:{local_rank()}"
     try:
         device = torch.device(name)
     except RuntimeError:

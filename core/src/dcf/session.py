@@ -19,6 +19,7 @@ from dcf.build import create, create_stack, stacked
 from dcf.components import Kind
 from dcf.context import Context
 from dcf.data.real import RealData
+from dcf.distributed import ALONE, World
 from dcf.engine import Engine, Progress, estimate_chunk
 from dcf.errors import DcfError, NonFiniteError, RunError
 from dcf.matcher import Matcher
@@ -89,6 +90,7 @@ class Session:
         data: Its real data, on the run's device.
         matcher: Its matcher; made from the configuration where None.
         objects: Components that were given as objects, by role.
+        world: Processes that work on the run together.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Session:
         data: RealData,
         matcher: Matcher | None = None,
         objects: Mapping[str, Any] | None = None,
+        world: World = ALONE,
     ) -> None:
         given = {role: getattr(config, role) for role in SPEC_ROLES} | dict(objects or {})
         self.config = config
@@ -115,7 +118,10 @@ class Session:
         self.ctx = Context(
             data, self.param, self.networks, self.augmenter, config.seed, chunk, config.iterations, self._plain_images()
         )
-        self.engine = Engine(self.ctx, self.matcher, config.lr, config.momentum, config.clip, config.optim)
+        self.ctx.world = world
+        self.engine = Engine(
+            self.ctx, self.matcher, config.lr, config.momentum, config.clip, config.optim, self._replicas(world)
+        )
 
     # --- building --------------------------------------------------------------------------------
 
@@ -152,6 +158,11 @@ class Session:
         budget = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else _CPU_GRAPH_BYTES
         views = math.ceil(len(self.param.view_class) / spec.num_classes)
         return estimate_chunk(self._bytes_per_image(), views, spec.num_classes, budget)
+
+    def _replicas(self, world: World) -> int:
+        if self.config.replicas == "auto":
+            return 1 if self.matcher.shards else world.size
+        return self.config.replicas
 
     def _bytes_per_image(self) -> int:
         """Bytes that one image's forward pass saves for the backward one, times four for the second-order graph."""
@@ -194,7 +205,7 @@ class Session:
         self.ctx.on_report, self.ctx.stopping = on_report, stop
         start = self._restore(directory)
         iterations = self.config.iterations
-        recorder = _Recorder(self, directory, on_step)
+        recorder = _Recorder(self, directory if self.ctx.world.first else None, on_step)
         if start == 0:
             recorder.checkpoint(0)
         try:
@@ -207,6 +218,7 @@ class Session:
 
     def _restore(self, directory: RunDir | None) -> int:
         found = directory.newest_checkpoint() if directory is not None else None
+        self.ctx.world.wait()  # nobody writes a checkpoint before everybody has looked for one
         if directory is None or found is None:
             self.engine.prepare()
             self.initialise()
@@ -219,7 +231,8 @@ class Session:
         self.engine.prepare()
         self.engine.load_state_dict(state)
         self.selection = dict(facts.get("selection", {}))
-        directory.truncate_metrics(it)
+        if self.ctx.world.first:
+            directory.truncate_metrics(it)
         return it
 
     def result(self) -> SyntheticSet:

@@ -252,9 +252,9 @@ def test_only_one_chunks_graph_is_alive(monkeypatch):
 
     def noted(net, images, labels, share, create_graph=False):
         asked.append((len(images), create_graph))
-        return mean_gradient(net, images, labels, share, create_graph)
+        return [mean_gradient(net, images, labels, share, create_graph)]
 
-    monkeypatch.setattr("dcf_dcc.matcher.mean_gradient", noted)
+    monkeypatch.setattr("dcf_dcc.matcher.mean_gradient_parts", noted)
     list(matcher.contrast(ctx, ctx.network(), 0))
     assert asked == [(1, False)] * 8 + [(1, True)] * 4
 

@@ -13,6 +13,7 @@ from dcf import __version__
 from dcf.cli import bench, check, condense, data, doctor, estimate, evaluate, info, plugins, recipes
 from dcf.cli.console import setup_logging
 from dcf.errors import PluginError
+from dcf.processes import rank
 from dcf.registry import Problem, Registry, is_strict, registry
 
 __all__ = ["add_plugin_commands", "build"]
@@ -92,6 +93,7 @@ def _start(
     ] = False,
 ) -> None:
     """Condense a large image dataset into a tiny one that trains a network almost as well."""
-    setup_logging(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    chosen = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    setup_logging(chosen if rank() == 0 else logging.ERROR)  # of several processes the first one speaks
     for problem in registry().problems:
         log.warning("%s", problem)

@@ -13,6 +13,7 @@ from dcf.cli import options as common
 from dcf.cli.console import print_json
 from dcf.cli.sizes import size_texts
 from dcf.errors import UsageError
+from dcf.processes import rank
 from dcf.resolve import Request, resolve
 from dcf.runconfig import RunConfig
 from dcf.rundir import RunDir
@@ -100,7 +101,7 @@ def condense(
     if dry_run:
         _plan(request, json)
     else:
-        if out is not None:
+        if out is not None and rank() == 0:
             RunDir(out).require_free(force)
         _run(request, out, force, json)
 
@@ -171,7 +172,8 @@ def resume(
 def _finish(outcome: Outcome, as_json: bool) -> None:
     from dcf.cli.results import show_outcome
 
-    show_outcome(outcome, as_json)
+    if rank() == 0:
+        show_outcome(outcome, as_json)
     if outcome.interrupted:
         raise typer.Exit(130)
 

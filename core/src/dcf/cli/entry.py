@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from typing import Final
@@ -15,12 +16,15 @@ from dcf.cli.app import build
 from dcf.cli.console import error as show_error
 from dcf.cli.console import logging_restored
 from dcf.errors import DcfError
+from dcf.processes import rank
 
 __all__ = ["explain", "main"]
 
 #: Options that are the same for all commands and may stand before or after the command's name.
 _GLOBAL: Final = frozenset({"-v", "--verbose", "-q", "--quiet", "--debug"})
 _INTERRUPTED: Final = 130
+#: Seconds that the first of several processes has to say what is wrong with the request.
+_COURTESY: Final = 20.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,6 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug and not isinstance(problem, KeyboardInterrupt):
             traceback.print_exception(problem, file=sys.stderr)
         message, status = explain(problem)
+        if message and rank():
+            # What is wrong with the request is wrong in every process alike. The first one says it, if it is given the
+            # time: the launcher ends all others with the first that ends.
+            time.sleep(_COURTESY if status == 2 else 0)
+            message = f"process {rank()}: {message}"
         if message:
             show_error(message)
         return status

@@ -17,6 +17,7 @@ from dcf.components import Kind
 from dcf.config import Config, validate_mapping
 from dcf.errors import ConfigError, UsageError
 from dcf.metadata import read_metadata
+from dcf.processes import rank
 
 __all__ = ["add_to", "evaluate"]
 
@@ -139,6 +140,8 @@ def _evaluate(paths: list[Path], store: Store | None, out: Path | None, as_json:
         sets = [one.stored_as(store) for one in sets]
     with RunProgress() as progress:
         report = run_evaluation(sets, listener=progress, **how)
+    if rank():  # one of several processes speaks and writes
+        return
     if as_json:
         print_json(report.to_json())
     else:

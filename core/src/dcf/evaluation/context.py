@@ -11,6 +11,7 @@ import torch
 from dcf.augmenter import Augmenter, ChainAugmenter
 from dcf.build import create, create_stack
 from dcf.components import Kind
+from dcf.distributed import ALONE, World
 from dcf.errors import EvaluationError
 from dcf.evaluation.protocol import Protocol, load_protocol, require_augmenter
 from dcf.networks.base import NetworkFactory
@@ -45,6 +46,7 @@ class EvalContext:
         progress: Called after each network.
         overrides: Changes of the protocol, which show in its id.
         objects: Networks and augmenters that were given as objects, by the text they are recorded under.
+        world: Processes that divide the networks among them.
     """
 
     data: RealData
@@ -56,6 +58,7 @@ class EvalContext:
     progress: OnProgress | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     objects: Mapping[str, Any] = field(default_factory=dict)
+    world: World = ALONE
 
     def __post_init__(self) -> None:
         protocol = load_protocol(self.protocol) if isinstance(self.protocol, str) else self.protocol

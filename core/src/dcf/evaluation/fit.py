@@ -106,6 +106,15 @@ class _Job(NamedTuple):
     augmenter: Augmenter | None
 
 
+class _Done(NamedTuple):
+    """A network that was trained and tested: its run, its accuracy by class, its seconds, its training images."""
+
+    run: Run
+    accuracy: Accuracy
+    seconds: float
+    size: int
+
+
 def schedule_for(protocol: Protocol, n: int, learned: float | None = None, steps: int | None = None) -> Schedule:
     """The learning rates of a protocol for n training images, a learned step size and a learned length, if any."""
     lr, epochs = protocol.step_size(learned), protocol.nominal_epochs(n, steps)
@@ -154,10 +163,12 @@ def train_row(
 ) -> Measured:
     """Train and test one network for each trial, from fresh initialisations.
 
+    Several processes divide the trials among them, and all get the whole row.
+
     Args:
         name: Of the row.
         trials: What to train; may be made one by one.
-        total: Their number, for progress.
+        total: Their number.
         ctx: Real data, protocol, seeds, device.
         network: Spec of the network.
         augment: Spec of the augmentation.
@@ -165,22 +176,21 @@ def train_row(
         fields: Further fields of the row, such as `bytes` and `info`.
     """
     job = _Job(ctx, ctx.factory(network), ctx.augmenter(augment))
-    results: list[tuple[Run, Accuracy]] = []
-    seconds: list[float] = []
-    size = 0
-    for trial in trials:
-        start = time.perf_counter()
-        results.append(_fit(job, trial))
-        seconds.append(time.perf_counter() - start)
-        size = max(size, trial.material.size)
-        if ctx.progress is not None:
-            ctx.progress(f"{name} {network}", len(results), total, results[-1][1].value)
+    mine, done = ctx.world.share(range(total)), list[_Done]()
+    for number, trial in enumerate(trials):
+        if number in mine:
+            start = time.perf_counter()
+            run, accuracy = _fit(job, trial)
+            done.append(_Done(run, accuracy, time.perf_counter() - start, trial.material.size))
+            if ctx.progress is not None:
+                ctx.progress(f"{name} {network}", len(done), len(mine), accuracy.value)
+    done = [one for part in ctx.world.gather(done) for one in part]
     row = Row.of(
-        tuple(run for run, _ in results), name=name, network=network, augment=augment,
-        protocol=protocol or ctx.rules.id, images=size,
-        per_class=_mean_per_class([accuracy for _, accuracy in results]), **fields,
+        tuple(one.run for one in done), name=name, network=network, augment=augment,
+        protocol=protocol or ctx.rules.id, images=max((one.size for one in done), default=0),
+        per_class=_mean_per_class([one.accuracy for one in done]), **fields,
     )  # fmt: skip
-    return Measured(row, _warnings(row, job), seconds)
+    return Measured(row, _warnings(row, job), [one.seconds for one in done])
 
 
 def set_row(sets: Sequence[SyntheticSet], ctx: EvalContext, network: str) -> Measured:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dcf.build import spec_text
 from dcf.components import Kind
+from dcf.distributed import ALONE, World
 from dcf.evaluation.context import EvalContext, OnProgress
 from dcf.evaluation.protocol import Protocol, cost, load_protocol
 from dcf.evaluation.report import Report
@@ -36,6 +37,7 @@ def evaluate_sets(
     seed: int = 0,
     progress: OnProgress | None = None,
     objects: Mapping[str, Any] | None = None,
+    world: World = ALONE,
 ) -> Report:
     """Evaluate independently condensed sets of one method.
 
@@ -51,6 +53,7 @@ def evaluate_sets(
         seed: Of the evaluation.
         progress: Called after each network.
         objects: Networks and augmenters that were given as objects, by the text they are recorded under.
+        world: Processes that divide the networks among them.
 
     Raises:
         DcfError: When something is missing or does not fit.
@@ -64,7 +67,7 @@ def evaluate_sets(
         usual = str(sets[0].config.get("network") or "") if rules.network == "same" else rules.network
         rules = rules.with_overrides(network=text) if text != usual else rules
     ctx = EvalContext(
-        data, rules, seed, networks=networks, baselines=tuple(baselines), progress=progress, objects=known
+        data, rules, seed, networks=networks, baselines=tuple(baselines), progress=progress, objects=known, world=world
     )
     return evaluator.evaluate(sets, ctx)
 

@@ -31,6 +31,7 @@ class DC(dcf.Matcher):
 
     reads: ClassVar[frozenset[str]] = frozenset({"images", "labels"})
     needs: ClassVar[frozenset[str]] = frozenset({"double-backward"})
+    shards: ClassVar[bool] = True
     defaults: ClassVar[dcf.MatcherDefaults] = dcf.MatcherDefaults(iterations=1000, lr=0.1, momentum=0.5, init="noise")
 
     def schedule(self, images_per_class: int) -> tuple[int, int]:

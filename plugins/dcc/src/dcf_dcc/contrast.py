@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 import dcf
-from dcf.matching import Metric, gradient_distance
+from dcf.matching import Metric, class_gradients, gradient_distance
 from dcf.training import cross_entropy
 
-__all__ = ["class_coupling", "contrastive", "joint_distance", "mean_gradient", "passes", "pull"]
+__all__ = ["class_coupling", "contrastive", "joint_distance", "mean_gradient", "mean_gradient_parts", "passes", "pull"]
 
 #: Images that go through a network in one forward pass on a CPU; more are slower there.
 CPU_IMAGES = 128
@@ -74,6 +74,31 @@ def mean_gradient(
         found = torch.autograd.grad(loss, weights, create_graph=create_graph, materialize_grads=True)
         total = [a + b for a, b in zip(total, found, strict=True)]
     return total
+
+
+def mean_gradient_parts(
+    net: dcf.NetworkState, images: Tensor, labels: Tensor, share: float, create_graph: bool = False
+) -> list[list[Tensor]]:
+    """What `mean_gradient` is the sum of: on a CPU one part for each class, elsewhere one for all of them.
+
+    A CPU takes no more images at a time than one class has, so apart costs nothing there, and then the sum over all
+    classes does not depend on how they are divided into chunks and among processes.
+
+    Args:
+        net: As for `mean_gradient`, like all that follow.
+        images: `(c, B, C, H, W)`.
+        labels: `(c, B)` or `(c, B, K)`.
+        share: Of these c classes among all.
+        create_graph: Whether the parts shall be differentiable.
+
+    Returns:
+        Lists of one tensor for each weight, in order of the classes.
+    """
+    if images.device.type != "cpu":
+        return [mean_gradient(net, images, labels, share, create_graph)]
+    each = share / len(images)
+    gradients = class_gradients(net, images, labels, create_graph)
+    return [[g[c] * each for g in gradients] for c in range(len(images))]
 
 
 def joint_distance(syn: Sequence[Tensor], real: Sequence[Tensor], metric: Metric = "ours") -> Tensor:

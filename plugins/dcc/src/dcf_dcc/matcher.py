@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
@@ -13,12 +12,15 @@ from torch import Tensor
 import dcf
 from dcf.context import Chunk
 from dcf.matching import class_gradients, freeze_batch_norms, gradient_distance, loops
-from dcf_dcc.contrast import contrastive, joint_distance, mean_gradient, pull
+from dcf_dcc.contrast import contrastive, joint_distance, mean_gradient_parts, pull
 from dcf_dcc.options import DCCConfig
 
 __all__ = ["DCC"]
 
 log = logging.getLogger(__name__)
+
+#: Summands of a gradient that is an average over classes, each one tensor for each weight.
+Parts = list[list[Tensor]]
 
 #: Images a class from which a row holds -> (matching steps a network, epochs of training between two of them).
 #: The released table has 1, 10, 20, 30, 40 and 50. Unlike that of gradient matching, it trains networks at 1, too.
@@ -37,6 +39,7 @@ class DCC(dcf.Matcher):
 
     reads: ClassVar[frozenset[str]] = frozenset({"images", "labels"})
     needs: ClassVar[frozenset[str]] = frozenset({"double-backward"})
+    shards: ClassVar[bool] = True
     defaults: ClassVar[dcf.MatcherDefaults] = dcf.MatcherDefaults(
         iterations=1000, lr=0.1, momentum=0.5, init="random", iterations_small=40
     )
@@ -85,21 +88,20 @@ class DCC(dcf.Matcher):
 
         Both distances are logged; the contrastive one costs next to nothing here.
         """
-        chunks = list(ctx.chunks())
         losses, means = [], []
-        for chunk, share in _shares(chunks):
+        for chunk, share in _shares(ctx):
             wanted, found = self.gradients(ctx, net, chunk, step, create_graph=True)
             loss = gradient_distance(found, wanted, self.config.metric).sum()
             losses.append(loss.detach())
-            means.append([[g.detach().mean(0) * share for g in side] for side in (wanted, found)])
-            yield dcf.Step(loss, update=chunk.last, log=self.logged(losses, means) if chunk.last else {})
+            means.append([[[g.detach().mean(0) * share for g in side]] for side in (wanted, found)])
+            yield dcf.Step(loss, update=chunk.last, log=self.logged(ctx, losses, means) if chunk.last else {})
 
-    def logged(self, losses: list[Tensor], means: list[list[list[Tensor]]]) -> dict[str, Tensor]:
+    def logged(self, ctx: dcf.Context, losses: list[Tensor], means: Sequence[Sequence[Parts]]) -> dict[str, Tensor]:
         """Both distances of a class-wise step, from what its chunks had."""
         with torch.no_grad():
-            wanted, found = (_sum(side) for side in zip(*means, strict=True))
+            wanted, found = (ctx.sum_over_processes(_joined(side)) for side in zip(*means, strict=True))
             joint = joint_distance(found, wanted, self.config.metric)
-        return {"class_wise": torch.stack(losses).sum(), "contrastive": joint}
+        return {"class_wise": ctx.sum_over_processes([[loss] for loss in losses])[0], "contrastive": joint}
 
     def gradients(
         self, ctx: dcf.Context, net: dcf.NetworkState, chunk: Chunk, step: int, create_graph: bool
@@ -120,51 +122,49 @@ class DCC(dcf.Matcher):
     def contrast(self, ctx: dcf.Context, net: dcf.NetworkState, step: int) -> Iterator[dcf.Step]:
         """A contrastive matching step: one loss for all classes together, and one update.
 
-        Where the classes make several chunks, the loss is differentiated chunk after chunk (see
-        `dcf_dcc.contrast.pull`), so that only one chunk's graph is alive at a time.
+        The loss is differentiated chunk after chunk (see `dcf_dcc.contrast.pull`), so that only one chunk's graph is
+        alive at a time, and each process needs that of its own classes only.
         """
-        chunks, metric = list(ctx.chunks()), self.config.metric
-        logs = self.monitored(ctx, net, chunks, step)
-        only = len(chunks) == 1
-        means = [self.means(ctx, net, chunk, share, step, create_graph=only) for chunk, share in _shares(chunks)]
-        wanted, found = (_sum(side) for side in zip(*means, strict=True))
-        if only:
-            loss = joint_distance(found, wanted, metric)
-            yield dcf.Step(loss, log={"contrastive": loss.detach(), **logs})
-            return
+        shares, metric = _shares(ctx), self.config.metric
+        logs, whole = self.monitored(ctx, net, step), len(shares) == 1
+        means = [self.means(ctx, net, chunk, share, step, create_graph=whole) for chunk, share in shares]
+        wanted, found = (ctx.sum_over_processes(_joined(side)) for side in zip(*means, strict=True))
         loss, towards = pull(found, wanted, metric)
-        for chunk, share in _shares(chunks):
-            _, syn = self.images(ctx, chunk, step)
-            part = mean_gradient(net, syn, ctx.synthetic_labels(chunk.classes), share, create_graph=True)
-            change = torch.stack([(v * g).sum() for v, g in zip(towards, part, strict=True)]).sum()
-            value = loss / len(chunks) + (change - change.detach())
+        for (chunk, share), (_, parts) in zip(shares, means, strict=True):
+            if not whole:
+                _, syn = self.images(ctx, chunk, step)
+                parts = mean_gradient_parts(net, syn, ctx.synthetic_labels(chunk.classes), share, create_graph=True)
+            products = [(v * g).sum() for part in parts for v, g in zip(towards, part, strict=True)]
+            change = torch.stack(products).sum()
+            value = loss * share + (change - change.detach())
             yield dcf.Step(value, update=chunk.last, log={"contrastive": loss, **logs} if chunk.last else {})
 
     def means(
         self, ctx: dcf.Context, net: dcf.NetworkState, chunk: Chunk, share: float, step: int, create_graph: bool
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """A chunk's part in the class-averaged gradient of the real images, and in that of the synthetic ones."""
+    ) -> tuple[Parts, Parts]:
+        """A chunk's parts of the class-averaged gradient of the real images, and of that of the synthetic ones."""
         real, syn = self.images(ctx, chunk, step)
-        wanted = mean_gradient(net, real, ctx.labels(chunk.classes, real.shape[1]), share)
-        return wanted, mean_gradient(net, syn, ctx.synthetic_labels(chunk.classes), share, create_graph)
+        wanted = mean_gradient_parts(net, real, ctx.labels(chunk.classes, real.shape[1]), share)
+        labels = ctx.synthetic_labels(chunk.classes)
+        return wanted, mean_gradient_parts(net, syn, labels, share, create_graph)
 
-    def monitored(self, ctx: dcf.Context, net: dcf.NetworkState, chunks: list[Chunk], step: int) -> dict[str, Tensor]:
+    def monitored(self, ctx: dcf.Context, net: dcf.NetworkState, step: int) -> dict[str, Tensor]:
         """The class-wise distance for the metrics, in those iterations that have it."""
         every = self.config.monitor_every
         if not every or ctx.it % every:
             return {}
-        parts = [self.gradients(ctx, net, chunk, step, create_graph=False) for chunk in chunks]
+        parts = [self.gradients(ctx, net, chunk, step, create_graph=False) for chunk in ctx.chunks()]
         with torch.no_grad():
             sums = [gradient_distance(found, wanted, self.config.metric).sum() for wanted, found in parts]
-        return {"class_wise": torch.stack(sums).sum()}
+        return {"class_wise": ctx.sum_over_processes([[one] for one in sums])[0]}
 
 
-def _shares(chunks: list[Chunk]) -> list[tuple[Chunk, float]]:
-    """Each chunk with its share of all classes."""
-    classes = sum(len(chunk.classes) for chunk in chunks)
-    return [(chunk, len(chunk.classes) / classes) for chunk in chunks]
+def _shares(ctx: dcf.Context) -> list[tuple[Chunk, float]]:
+    """Each chunk of this process with its share of all classes that have images."""
+    classes = len(torch.unique(ctx.param.view_class))
+    return [(chunk, len(chunk.classes) / classes) for chunk in ctx.chunks()]
 
 
-def _sum(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Lists of gradients added up, weight by weight."""
-    return [functools.reduce(torch.add, same) for same in zip(*parts, strict=True)]
+def _joined(parts: Sequence[Parts]) -> Parts:
+    """The parts of several chunks, in order."""
+    return [part for several in parts for part in several]

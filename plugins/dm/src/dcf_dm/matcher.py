@@ -38,12 +38,16 @@ class DM(dcf.Matcher):
 
     needs: ClassVar[frozenset[str]] = frozenset({"embedding"})
     classwise: ClassVar[bool] = True
+    shards: ClassVar[bool] = True
     defaults: ClassVar[dcf.MatcherDefaults] = dcf.MatcherDefaults(iterations=20000, lr=1.0, momentum=0.5, init="random")
 
     def outer(self, ctx: dcf.Context, it: int) -> Iterator[dcf.Step]:
         """One network, one update."""
         net = ctx.network()
-        for chunk in [ctx.all_classes()] if net.batch_norms else ctx.chunks():
+        if net.batch_norms:  # every process computes the whole sum
+            yield dcf.Step(self.loss(ctx, net, ctx.all_classes().classes).sum() / ctx.processes)
+            return
+        for chunk in ctx.chunks():
             yield dcf.Step(self.loss(ctx, net, chunk.classes).sum(), update=chunk.last)
 
     def loss(self, ctx: dcf.Context, net: dcf.NetworkState, classes: torch.Tensor) -> torch.Tensor:
