@@ -80,6 +80,25 @@ def test_tables_name_what_exists():
     assert set(SPECS) <= known
 
 
+#: Hashes of protocols that have been used: what enters them may grow only so that these stay.
+HASHES = {
+    "dcf-std@1": "dd83f7fdd50d892c",
+    "vico-dc@1": "a891fcd42ce3d9cb",
+    "vico-dsa@1": "7823303efad41453",
+    "mtt@1": "cb878e2eed9f8ca6",
+    "datm@1": "17c2cf03afe44705",
+    "rtp@1": "1992cfb1ed5f074f",
+    "ld@1": "8699d110fb4ecffd",
+}
+
+
+@pytest.mark.parametrize("name", HASHES)
+def test_protocols_that_have_been_used_keep_their_hashes(name):
+    from dcf.evaluation.protocol import load_protocol
+
+    assert load_protocol(name).config_hash == HASHES[name]
+
+
 @pytest.mark.parametrize("name", [name for _, name in SKIPPED])
 def test_dataset_announces_itself_without_its_data(name):
     local = {"folder": "folder:path=nowhere", "imagenet32": "imagenet32:group=fish"}

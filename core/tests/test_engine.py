@@ -314,3 +314,40 @@ def test_state_of_objectives_outlives_the_run():
     second.load_state_dict({k: v.clone() for k, v in first.state_dict().items()})
     assert float(second.objectives[0].count) == 2
     assert "count" not in first.ctx.param.state_dict()
+
+
+# --- what happens before an iteration, and step sizes that follow the size of the set ---
+
+
+class Clamped(Pixels):
+    """Bounds that hold at the start of an iteration only."""
+
+    def begin_(self):
+        for tensor in self.parameters():
+            tensor.clamp_(0, 1)
+
+
+class Drift(Twice):
+    """Two updates of one each; half of the step size it is given."""
+
+    def lr_factor(self, ctx):
+        return 0.5
+
+
+def test_bounds_of_an_iteration_hold_at_its_start_and_not_after_an_update():
+    data = fake_data()
+    param = filled(Clamped(), data, init=torch.full((4, 3, 8, 8), 1.5))
+    matcher = Drift()
+    engine = Engine(fake_context(param, data), matcher, lr=2.0, momentum=0.0)
+    engine.run(0, 2)
+    first, second = (seen.unique().tolist() for seen in matcher.seen)
+    assert (first, second) == ([0.0], [-1.0])  # in the second iteration; the first one ended at -1
+    assert next(param.parameters()).unique().tolist() == [-2.0]
+
+
+def test_step_size_is_multiplied_by_the_factor_of_the_matcher_unless_a_group_has_its_own():
+    data = fake_data()
+    for optim, moved in (({}, -0.05), ({"images": GroupSettings(lr=0.1)}, -0.1)):
+        param = filled(Pixels(), data, init=torch.zeros(4, 3, 8, 8))
+        Engine(fake_context(param, data), Drift(), lr=0.1, momentum=0.0, optim=optim).run(0, 1)
+        assert next(param.parameters()).unique().tolist() == [pytest.approx(2 * moved)]

@@ -327,3 +327,43 @@ def test_networks_are_silent(caplog):
     with caplog.at_level(logging.DEBUG):
         ConvNet((3, 8, 8), 2, width=4)
     assert not caplog.records
+
+
+# --- blocks ---
+
+BLOCKS = {
+    "convnet:width=4,depth=2": [(4, 4, 4), (4, 2, 2)],
+    "convnet:width=4,depth=2,pooling=none,norm=none": [(4, 8, 8), (4, 8, 8)],
+    "mlp": [(128,), (128,)],
+    "lenet": [(6, 14, 14), (16, 5, 5), (120,), (84,)],
+    "resnet18": [(64, 8, 8), (128, 4, 4), (256, 2, 2), (512, 1, 1)],
+}
+
+
+@pytest.mark.parametrize(("text", "shapes"), BLOCKS.items())
+def test_blocks_are_what_the_layers_between_them_give(text, shapes):
+    state = factory(text).create(data_spec(3, 8, 8), 0)
+    x = images(2, 3, 8, 8)
+    blocks = state.blocks(x)
+    assert [tuple(block.shape[1:]) for block in blocks] == shapes
+    if text != "resnet18":  # which averages its last block
+        assert torch.equal(blocks[-1].flatten(1), state.embed(x))
+    heavier = {name: 2 * p for name, p in state.params.items()}
+    assert not torch.equal(state.blocks(x, heavier)[0], blocks[0])
+
+
+def test_first_block_of_a_convnet_is_convolution_norm_activation_and_pooling():
+    state = factory("convnet:width=4,depth=2").create(data_spec(3, 8, 8), 0)
+    x, p = images(2, 3, 8, 8), state.params
+    by_hand = F.conv2d(x, p["conv1.weight"], p["conv1.bias"], padding=1)
+    by_hand = F.group_norm(by_hand, 4, p["norm1.weight"], p["norm1.bias"])
+    assert torch.allclose(state.blocks(x)[0], F.avg_pool2d(by_hand.relu(), 2), atol=1e-6)
+
+
+def test_blocks_of_a_network_without_any_are_its_embedding():
+    from dcf.testing.fakes import TinyFactory
+
+    state = TinyFactory().create(data_spec(3, 8, 8), 0)
+    x = images(2, 3, 8, 8)
+    (only,) = state.blocks(x)
+    assert torch.equal(only, state.embed(x))

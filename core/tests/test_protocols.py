@@ -11,6 +11,7 @@ import pytest
 from dcf.components import Component
 from dcf.config import validate_mapping
 from dcf.errors import ConfigError, DcfError, EvaluationError, PluginError, SpecError, UsageError
+from dcf.evaluation.fit import schedule_for
 from dcf.evaluation.protocol import Protocol, cost, load_protocol, require_augmenter
 from dcf.hookspecs import hookimpl
 from dcf.registry import Candidate, Registry
@@ -119,6 +120,13 @@ def test_unknown_and_wrong_overrides_are_errors(protocol):
         protocol.with_overrides(epochs=0)
     with pytest.raises(ConfigError, match="lr > 0"):
         protocol.with_overrides(lr=-1.0)
+
+
+def test_schedule_with_two_drops_is_one_of_the_choices(protocol):
+    changed = protocol.with_overrides(schedule="step-fifth", extra_epoch=False)
+    assert changed.id == "field-aug@1[extra_epoch=false,schedule=step-fifth]"
+    assert changed.config_hash != protocol.config_hash
+    assert schedule_for(changed, 10).lrs[665:668] == pytest.approx((0.01, 0.002, 0.002))
 
 
 def test_hash_follows_what_changes_numbers_and_nothing_else(protocol):

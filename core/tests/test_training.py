@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from dcf.augmenter import Augmenter, NoAugmentation
+from dcf.errors import UsageError
 from dcf.networks.base import Network, NetworkState
 from dcf.training import (
     Augmentation,
@@ -18,6 +19,7 @@ from dcf.training import (
     evaluate_accuracy,
     hard_labels,
     random_augmentation,
+    sgd,
     sgd_epochs,
     shuffled,
     train,
@@ -45,6 +47,18 @@ class Shift(Augmenter):
 
     def apply(self, batch, values):
         return Batch(batch.x + values.to(batch.x).view(-1, 1, 1, 1), batch.y)
+
+
+class MixHalves(Augmenter):
+    """Every image becomes the mean of itself and the next one, its label likewise."""
+
+    mixes_labels = True
+
+    def draw(self, n, shape, generator, shared):
+        return ()
+
+    def apply(self, batch, values):
+        return Batch(*((t + t.roll(-1, 0)) / 2 for t in batch))
 
 
 class Batches:
@@ -89,6 +103,14 @@ def test_step_restart_runs_the_published_epochs(epochs, before, after):
 
 def test_step_restart_without_the_extra_epoch_stops_one_earlier():
     assert Schedule.step_restart(0.01, 300, extra_epoch=False).epochs == 300
+
+
+@pytest.mark.parametrize(("epochs", "lengths"), [(1000, (666, 167, 167)), (3, (2, 0, 1)), (1, (0, 0, 1))])
+def test_step_fifth_drops_twice_and_keeps_its_optimiser(epochs, lengths):
+    schedule = Schedule.step_fifth(0.01, epochs)
+    wanted = [lr for lr, n in zip((0.01, 0.002, 0.0004), lengths, strict=True) for _ in range(n)]
+    assert schedule.lrs == pytest.approx(tuple(wanted))
+    assert not schedule.restarts
 
 
 def test_cosine_falls_from_lr_towards_zero_by_step():
@@ -304,3 +326,47 @@ def test_training_on_the_gpu_equals_the_cpu():
         moved = Batch(data.x.to(device), data.y.to(device))
         sgd_epochs(state, moved, lr=0.1, epochs=3, generator=torch.Generator().manual_seed(0), augmenter=Shift())
     assert torch.allclose(weights(states[0]), weights(states[1]).cpu(), rtol=1e-9)
+
+
+# --- one optimiser for several trainings, and mixed labels ---
+
+
+def test_two_trainings_with_one_optimiser_are_one_training():
+    data, order = images(), lambda _: torch.arange(7)
+    once, twice = fresh(), fresh()
+    train(once, fetch_from(data), order, Schedule.constant(0.1, 4), batch=3, momentum=0.9, weight_decay=0.01)
+    optimizer = sgd(twice, momentum=0.9, weight_decay=0.01)
+    for _ in range(2):
+        train(twice, fetch_from(data), order, Schedule.constant(0.1, 2), batch=3, optimizer=optimizer)
+    assert torch.equal(weights(once), weights(twice))
+
+
+def test_two_trainings_with_optimisers_of_their_own_lose_momentum():
+    data, order = images(), lambda _: torch.arange(7)
+    once, twice = fresh(), fresh()
+    train(once, fetch_from(data), order, Schedule.constant(0.1, 4), momentum=0.9)
+    for _ in range(2):
+        train(twice, fetch_from(data), order, Schedule.constant(0.1, 2), momentum=0.9)
+    assert not torch.equal(weights(once), weights(twice))
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_labels_are_mixed_with_the_images(soft):
+    state, data = fresh(), images(4)
+    hot = torch.nn.functional.one_hot(data.y, 3).double()
+    given = Batch(data.x, hot) if soft else data
+    augmentation = random_augmentation(MixHalves(), (3, 2, 2), torch.Generator(), classes=0 if soft else 3)
+    mixed = augmentation(given, 0)
+    assert torch.equal(mixed.y, (hot + hot.roll(-1, 0)) / 2)
+    done = train(
+        state, fetch_from(given), lambda _: torch.arange(4), Schedule.constant(0.1, 1), augmentation=augmentation,
+        tally=True,
+    )  # fmt: skip
+    expected = -(mixed.y * fresh()(mixed.x).log_softmax(1)).sum(1).mean()
+    assert done.loss == pytest.approx(float(expected.detach()))
+
+
+def test_mixing_class_indices_takes_their_number():
+    augmentation = random_augmentation(MixHalves(), (3, 2, 2), torch.Generator())
+    with pytest.raises(UsageError, match="expected the number of classes"):
+        augmentation(images(), 0)

@@ -36,6 +36,11 @@ class Augmenter:
         return False
 
     @property
+    def mixes_labels(self) -> bool:
+        """Whether `apply` mixes images of different labels, and so needs labels of `(N, K)` probabilities."""
+        return False
+
+    @property
     def siamese(self) -> bool:
         """Whether matching applies one draw to real and synthetic images; otherwise every image has its own."""
         return True
@@ -59,7 +64,7 @@ class Augmenter:
         """Apply a draw.
 
         Args:
-            batch: `x` of `(N, C, H, W)`; `y` may be mixed by augmentations that mix images.
+            batch: `x` of `(N, C, H, W)`; where it `mixes_labels`, with `y` of `(N, K)`.
             values: What `draw` returned.
 
         Returns:
@@ -113,6 +118,11 @@ class ChainAugmenter(Augmenter):
     def is_identity(self) -> bool:
         """When every part is."""
         return all(part.is_identity for part in self.parts)
+
+    @property
+    def mixes_labels(self) -> bool:
+        """When any part does."""
+        return any(part.mixes_labels for part in self.parts)
 
     def draw(self, n: int, shape: tuple[int, int, int], generator: torch.Generator, shared: bool) -> Any:
         """One draw of each part, in order."""

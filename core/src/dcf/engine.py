@@ -111,7 +111,7 @@ class Engine:
     Args:
         ctx: The run as the matcher sees it.
         matcher: A fresh one; `prepare` prepares it.
-        lr: Step size of groups that have none of their own.
+        lr: Step size of groups that have none of their own, before the matcher's factor.
         momentum: Likewise.
         clip: Largest L2 norm of all gradients together; None for no clipping.
         optim: Settings that win over those of the groups of these names.
@@ -153,7 +153,7 @@ class Engine:
         self.groups: list[ParamGroup] = [*ctx.param.param_groups(), *own]
         self.watch: list[Tensor] = [p for group in self.groups for p in group.params]
         self.objectives = ctx.param.aux()
-        usual = replace(matcher.defaults, lr=lr, momentum=momentum)
+        usual = replace(matcher.defaults, lr=lr * matcher.lr_factor(ctx), momentum=momentum)
         self.optimizer = Optimizer([settle(group, usual, optim or {}) for group in self.groups])
         require_groups(self.groups, optim or {})
         #: Iterations in a row without any update, because of `Step.limit`.
@@ -221,6 +221,8 @@ class Engine:
         """
         for ctx in {id(c): c for c in (self.ctx, *self.views)}.values():
             ctx.begin(it)
+        with torch.no_grad():
+            self.ctx.param.begin_()
         self.optimizer.begin(it)
         self._zero()
         tally = _Tally(self.replicas, self.world)

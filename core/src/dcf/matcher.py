@@ -78,6 +78,13 @@ class Matcher:
         """Seconds that `prepare` will take, from a measurement of a part of it; 0 where there is nothing to do."""
         return 0.0
 
+    def lr_factor(self, ctx: Context) -> float:
+        """What the run's step size is multiplied by, for methods whose published one depends on the size of the set.
+
+        Step sizes of groups of their own, such as those of `--set optim.NAME.lr=...`, are taken as they are.
+        """
+        return 1.0
+
     def updates(self, ctx: Context) -> int:
         """Updates of the synthetic set in one outer iteration, for estimates."""
         return 1

@@ -292,6 +292,14 @@ class Parameterization(nn.Module):
         own = [p for p in self.parameters() if id(p) not in taken]
         return [*inner, ParamGroup("images", own)] if own or not inner else inner
 
+    def begin_(self) -> None:
+        """Bring the stored values into bounds that hold at the start of an outer iteration only.
+
+        Called before every iteration; what `project_` does after every update need not be done here.
+        """
+        if self.inner is not None:
+            self.inner.begin_()
+
     def project_(self) -> None:
         """Bring the stored values back into their bounds after an update."""
         if self.inner is not None:

@@ -21,7 +21,7 @@ from dcf.context import Context
 from dcf.data.real import RealData
 from dcf.distributed import ALONE, World
 from dcf.engine import Engine, Progress, estimate_chunk
-from dcf.errors import DcfError, NonFiniteError, RunError
+from dcf.errors import DcfError, NonFiniteError, RunError, UsageError
 from dcf.matcher import Matcher
 from dcf.metadata import format_of
 from dcf.networks.base import NetworkFactory
@@ -108,6 +108,11 @@ class Session:
         self.matcher: Matcher = matcher or create(Kind.MATCHER, given["matcher"])
         self.networks: NetworkFactory = create(Kind.NETWORK, given["network"])
         self.augmenter = make_augmenter(given["augment"])
+        if self.augmenter.mixes_labels:
+            raise UsageError(
+                f"--augment {config.augment} mixes labels, and matching compares images of one label; leave that part "
+                "out here, and mix where networks are trained: --set protocol.augment=..."
+            )
         self.param: Parameterization = create_stack(Kind.PARAM, given["param"])[-1]
         self.selector: Selector = create(Kind.SELECTOR, given["init"])
         #: What is recorded of how the first images were chosen.

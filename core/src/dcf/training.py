@@ -8,7 +8,6 @@ evaluation protocols, and the replay of a recorded run.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dcf.augmenter import Augmenter
+from dcf.errors import UsageError
 from dcf.networks.base import NetworkState
+from dcf.schedule import Schedule
 from dcf.types import Batch
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ __all__ = [
     "hard_labels",
     "random_augmentation",
     "run_program",
+    "sgd",
     "sgd_epochs",
     "shuffled",
     "train",
@@ -67,72 +69,34 @@ def hard_labels(y: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """The learning rate of every optimiser step, and where the optimiser starts again.
-
-    Args:
-        lrs: One learning rate an epoch; its length is the number of epochs.
-        restarts: Epochs that begin with a new optimiser, so with empty momentum buffers.
-        anneal: Multiply by `(1 + cos(pi t / T)) / 2` at step t of T, counted from 0 over the whole training.
-    """
-
-    lrs: tuple[float, ...]
-    restarts: frozenset[int] = frozenset()
-    anneal: bool = False
-
-    @classmethod
-    def constant(cls, lr: float, epochs: int) -> Schedule:
-        """The same learning rate throughout."""
-        return cls((lr,) * epochs)
-
-    @classmethod
-    def cosine(cls, lr: float, epochs: int) -> Schedule:
-        """From `lr` towards 0 along half a cosine, step by step."""
-        return cls((lr,) * epochs, anneal=True)
-
-    @classmethod
-    def step_restart(cls, lr: float, epochs: int, extra_epoch: bool = True) -> Schedule:
-        """The published evaluation loop: after epoch number `epochs // 2 + 1` a tenth, and a new optimiser.
-
-        Args:
-            lr: Learning rate before the drop.
-            epochs: The nominal number E.
-            extra_epoch: Run epochs 0..E, as the published loops do, instead of 0..E-1.
-        """
-        total, drop = epochs + extra_epoch, epochs // 2 + 2
-        lrs = tuple(lr if epoch < drop else lr * 0.1 for epoch in range(total))
-        return cls(lrs, frozenset({drop}) if drop < total else frozenset())
-
-    @property
-    def epochs(self) -> int:
-        """Number of epochs that are run."""
-        return len(self.lrs)
-
-    def lr(self, epoch: int, progress: float) -> float:
-        """Learning rate of a step in `epoch` that begins after the fraction `progress` of all steps."""
-        factor = 0.5 * (1 + math.cos(math.pi * progress)) if self.anneal else 1.0
-        return self.lrs[epoch] * factor
-
-
-@dataclass(frozen=True)
 class Augmentation:
     """An augmenter and where its draws come from, so that recorded draws can be replayed.
 
     Args:
         augmenter: What applies a draw.
         draws: From the number of the optimiser step and the number of images to a draw for that many images.
+        classes: Number of classes, which an augmenter that mixes labels needs where they are class indices.
     """
 
     augmenter: Augmenter
     draws: Callable[[int, int], Any]
+    classes: int = 0
 
     def __call__(self, batch: Batch, step: int) -> Batch:
-        """Augment the mini-batch of optimiser step number `step`."""
+        """Augment the mini-batch of optimiser step number `step`.
+
+        Raises:
+            UsageError: When labels are to be mixed, are class indices, and nobody said how many classes there are.
+        """
+        if self.augmenter.mixes_labels and batch.y.ndim == 1:
+            if self.classes < 1:
+                raise UsageError("this augmentation mixes labels: expected the number of classes beside it, got none")
+            batch = Batch(batch.x, F.one_hot(batch.y, self.classes).to(batch.x.dtype))
         return self.augmenter.apply(batch, self.draws(step, len(batch.x)))
 
 
 def random_augmentation(
-    augmenter: Augmenter | None, shape: tuple[int, int, int], generator: torch.Generator
+    augmenter: Augmenter | None, shape: tuple[int, int, int], generator: torch.Generator, classes: int = 0
 ) -> Augmentation | None:
     """Fresh values for every image of every step, or None where nothing is to be done.
 
@@ -140,10 +104,11 @@ def random_augmentation(
         augmenter: What to apply.
         shape: `(C, H, W)` of one image.
         generator: CPU generator, used by one draw a step.
+        classes: Number of classes; only augmenters that mix labels ask for it.
     """
     if augmenter is None or augmenter.is_identity:
         return None
-    return Augmentation(augmenter, lambda _step, n: augmenter.draw(n, shape, generator, shared=False))
+    return Augmentation(augmenter, lambda _step, n: augmenter.draw(n, shape, generator, shared=False), classes)
 
 
 def shuffled(n: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Order:
@@ -199,7 +164,7 @@ def train(
     weight_decay: float = 0.0,
     augmentation: Augmentation | None = None,
     tally: bool = False,
-    optimizer: Literal["sgd", "adam"] = "sgd",
+    optimizer: Literal["sgd", "adam"] | torch.optim.Optimizer = "sgd",
     after_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> Trained:
     """Train a network in place on the cross-entropy, in training mode.
@@ -217,14 +182,15 @@ def train(
         weight_decay: Added to the gradient as `weight_decay * w`, for all parameters.
         augmentation: Applied to the mini-batch of each step.
         tally: Measure accuracy and loss of the last epoch.
-        optimizer: "sgd", or "adam" with `momentum` and 0.999 as its coefficients.
+        optimizer: "sgd", or "adam" with `momentum` and 0.999 as its coefficients; or one that goes on from an earlier
+            training of this network (see `sgd`), whose momentum and weight decay then hold.
         after_epoch: Called with the number of each epoch, from 0, when it is done; must not change the network.
     """
     state.train()
     params, counted, steps, seen = state.parameters(), _Tally(), 0, 0
     mover = _optimizer(optimizer, params, momentum, weight_decay)
     for epoch in range(schedule.epochs):
-        if epoch in schedule.restarts:
+        if epoch in schedule.restarts and isinstance(optimizer, str):
             mover = _optimizer(optimizer, params, momentum, weight_decay)
         parts = torch.split(order(epoch), batch)
         for number, index in enumerate(parts):
@@ -273,8 +239,23 @@ def run_program(
     return Trained(len(steps), seen, counted.mean(counted.correct), counted.mean(counted.loss))
 
 
-def _optimizer(name: str, params: list[Tensor], momentum: float, weight_decay: float) -> torch.optim.Optimizer:
-    if name == "adam":
+def sgd(state: NetworkState, momentum: float = 0.0, weight_decay: float = 0.0) -> torch.optim.Optimizer:
+    """An optimiser for several calls of `train`, which so keep their momentum; the schedules give the step size.
+
+    Args:
+        state: The network whose weights it moves.
+        momentum: Without dampening.
+        weight_decay: Added to the gradient, for all parameters.
+    """
+    return torch.optim.SGD(state.parameters(), lr=0.0, momentum=momentum, weight_decay=weight_decay)
+
+
+def _optimizer(
+    wanted: str | torch.optim.Optimizer, params: list[Tensor], momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    if isinstance(wanted, torch.optim.Optimizer):
+        return wanted
+    if wanted == "adam":
         return torch.optim.Adam(params, lr=0.0, betas=(momentum, 0.999), weight_decay=weight_decay)
     return torch.optim.SGD(params, lr=0.0, momentum=momentum, weight_decay=weight_decay)
 

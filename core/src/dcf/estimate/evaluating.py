@@ -113,7 +113,9 @@ class Evaluation:
             momentum=rules.momentum,
             weight_decay=rules.weight_decay,
             optimizer=rules.optimizer,
-            augmentation=random_augmentation(augmenter, self.data.spec.shape, ctx.generator(0, 0, "augment")),
+            augmentation=random_augmentation(
+                augmenter, self.data.spec.shape, ctx.generator(0, 0, "augment"), self.data.spec.num_classes
+            ),
         )
         return gauge.now() - begin, trained.images_seen
 

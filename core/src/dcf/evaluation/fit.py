@@ -120,8 +120,8 @@ def schedule_for(protocol: Protocol, n: int, learned: float | None = None, steps
     lr, epochs = protocol.step_size(learned), protocol.nominal_epochs(n, steps)
     if protocol.schedule == "step-restart":
         return Schedule.step_restart(lr, epochs, protocol.extra_epoch)
-    total = epochs + protocol.extra_epoch
-    return Schedule.cosine(lr, total) if protocol.schedule == "cosine" else Schedule.constant(lr, total)
+    kinds = {"cosine": Schedule.cosine, "constant": Schedule.constant, "step-fifth": Schedule.step_fifth}
+    return kinds[protocol.schedule](lr, epochs + protocol.extra_epoch)
 
 
 @torch.no_grad()
@@ -246,7 +246,9 @@ def _fit(job: _Job, trial: Trial) -> tuple[Run, Accuracy]:
         momentum=rules.momentum,
         weight_decay=rules.weight_decay,
         optimizer=rules.optimizer,
-        augmentation=random_augmentation(job.augmenter, ctx.data.spec.shape, ctx.generator(number, net, "augment")),
+        augmentation=random_augmentation(
+            job.augmenter, ctx.data.spec.shape, ctx.generator(number, net, "augment"), ctx.data.spec.num_classes
+        ),
         tally=True,
     )
     accuracy = evaluate_accuracy(state, ctx.data.test)

@@ -71,8 +71,9 @@ class Protocol(Config):
     lr: float | Literal["learned"] = Field(description="step size; 'learned': the one recorded in the set")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD; the first of Adam's two coefficients")
     weight_decay: float = Field(5e-4, ge=0, description="added to the gradient, for all parameters")
-    schedule: Literal["step-restart", "cosine", "constant"] = Field(
-        description="'step-restart': a tenth and a new optimiser after epoch number E//2+1; 'cosine': to 0 by step"
+    schedule: Literal["step-restart", "step-fifth", "cosine", "constant"] = Field(
+        description="'step-restart': a tenth and a new optimiser after epoch number E//2+1; 'step-fifth': a fifth "
+        "after 2E//3 epochs and again after 5E//6; 'cosine': to 0 by step"
     )
 
     augment: str = Field("none", description="'none', 'same' (the one recorded in the set) or a spec")

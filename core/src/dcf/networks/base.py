@@ -18,7 +18,7 @@ __all__ = ["Network", "NetworkFactory", "NetworkState"]
 
 
 class Network(nn.Module):
-    """Base of networks: `features` embeds, `classifier` maps the embedding to logits.
+    """Base of networks: `features` embeds, `classifier` maps the embedding to logits, `blocks` looks inside.
 
     A network must be functional (no state but parameters and buffers), safe under `torch.vmap` and twice
     differentiable: no in-place operation, no `.view` of a permuted tensor.
@@ -35,8 +35,14 @@ class Network(nn.Module):
         """Embed `(N, C, H, W)` images as `(N, F)`, the input of `classifier`."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, embed: bool = False) -> Tensor:
-        """Logits `(N, K)` of images `(N, C, H, W)`, or with `embed` the embedding `(N, F)`."""
+    def blocks(self, x: Tensor) -> list[Tensor]:
+        """Outputs `(N, ...)` of the network's blocks, first to last; the embedding alone where it has none."""
+        return [self.features(x)]
+
+    def forward(self, x: Tensor, embed: bool = False, blocks: bool = False) -> Tensor | list[Tensor]:
+        """Logits `(N, K)` of images `(N, C, H, W)`, or with `embed` the embedding `(N, F)`, or with `blocks` those."""
+        if blocks:
+            return self.blocks(x)
         features = self.features(x)
         return features if embed else self.classifier(features)
 
@@ -93,6 +99,11 @@ class NetworkState:
     def embed(self, x: Tensor) -> Tensor:
         """Embeddings `(N, F)` of images `(N, C, H, W)`."""
         return self(x, embed=True)
+
+    def blocks(self, x: Tensor, params: Mapping[str, Tensor] | None = None) -> list[Tensor]:
+        """Outputs `(N, ...)` of each block for images `(N, C, H, W)`, under `params` (default: its own)."""
+        weights = self.params if params is None else params
+        return functional_call(self.module, ({**weights}, self.buffers), (x,), {"blocks": True})  # type: ignore[no-any-return]
 
     def train(self) -> None:
         """Training mode for every layer."""

@@ -60,6 +60,7 @@ class ConvNet(LayerSequence):
             self.append(f"norm{block}", norm_layer(norm, self.shape))
             self.append(f"activation{block}", activation_layer(activation))
             self.append(f"pool{block}", None if pooling == "none" else Pool(pooling))
+            self.end_block()
         self.close(num_classes)
 
 

@@ -176,7 +176,7 @@ class LayerSequence(Network):
     """A network of layers one after the other, flattened (channel, row, column) and classified linearly.
 
     Layers are attributes of their own, so that parameter names are short: `conv1.weight`, `norm1.bias`. Subclasses
-    `append` them in order, then `close`.
+    `append` them in order, say where a block ends (`end_block`), then `close`.
 
     Args:
         shape: `(C, H, W)` of the images.
@@ -189,6 +189,7 @@ class LayerSequence(Network):
         super().__init__()
         self.shape = shape
         self._order: list[str] = []
+        self._ends: set[str] = set()
 
     def append(self, name: str, layer: nn.Module | None) -> None:
         """Add a layer under a name of its own; None adds nothing."""
@@ -196,6 +197,10 @@ class LayerSequence(Network):
             self.add_module(name, layer)
             self._order.append(name)
             self.shape = dry_shape(layer, self.shape)
+
+    def end_block(self) -> None:
+        """Say that the layer that was appended last ends a block."""
+        self._ends.add(self._order[-1])
 
     def close(self, num_classes: int) -> None:
         """Add the classifier on the flattened output of the last layer."""
@@ -207,3 +212,14 @@ class LayerSequence(Network):
         for name in self._order:
             x = getattr(self, name)(x)
         return x.flatten(1)
+
+    def blocks(self, x: Tensor) -> list[Tensor]:
+        """Output of every layer that ends a block, not flattened; the embedding alone where none does."""
+        if not self._ends:
+            return super().blocks(x)
+        found = []
+        for name in self._order:
+            x = getattr(self, name)(x)
+            if name in self._ends:
+                found.append(x)
+        return found

@@ -54,6 +54,7 @@ class MLP(LayerSequence):
         for layer in (1, 2):
             self.append(f"fc{layer}", nn.Linear(self.shape[0], 128))
             self.append(f"activation{layer}", nn.ReLU())
+            self.end_block()
         self.close(num_classes)
 
 
@@ -75,10 +76,12 @@ class LeNet(LayerSequence):
             self.append(f"conv{number}", conv)
             self.append(f"activation{number}", nn.ReLU())
             self.append(f"pool{number}", Pool("max"))
+            self.end_block()
         self.append("flatten", nn.Flatten())
         for number, units in enumerate((120, 84), start=1):
             self.append(f"fc{number}", nn.Linear(self.shape[0], units))
             self.append(f"activation{number + 2}", nn.ReLU())
+            self.end_block()
         self.close(num_classes)
 
 
@@ -109,6 +112,7 @@ class AlexNet(LayerSequence):
             self.append(f"norm{number}", norm_layer(norm, self.shape))
             self.append(f"activation{number}", nn.ReLU())
             self.append(f"pool{number}", Pool("max") if pooled else None)
+            self.end_block()
         self.close(num_classes)
 
 
@@ -142,6 +146,7 @@ class VGG(LayerSequence):
                 self.append(f"norm{number}", norm_layer(norm, self.shape))
                 self.append(f"activation{number}", nn.ReLU())
             self.append(f"pool{stage}", Pool("max"))
+            self.end_block()
         self.append("mean", _GlobalMean())
         self.close(num_classes)
 
@@ -219,10 +224,16 @@ class ResNet18(Network):
 
     def features(self, x: Tensor) -> Tensor:
         """Embed `(N, C, H, W)` images as `(N, F)`; F is 512 unless the final pooling is left out."""
+        return self.head(self.blocks(x)[-1])  # type: ignore[no-any-return]
+
+    def blocks(self, x: Tensor) -> list[Tensor]:
+        """Output `(N, C', H', W')` of each of the four stages."""
         x = self.activation1(self.norm1(self.conv1(x)))  # type: ignore[misc]
+        found = []
         for number in range(1, 5):
             x = getattr(self, f"stage{number}")(x)
-        return self.head(x)  # type: ignore[no-any-return]
+            found.append(x)
+        return found
 
 
 class MLPFactory(NetworkFactory):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dcf.augmenter import Augmenter
 from dcf.errors import UsageError
@@ -22,11 +23,13 @@ _SHAPE = (3, 8, 8)
 _DRAWS = 12
 
 
-def batch_of(n: int, space: str = "any", seed: int = 0) -> Batch:
-    """`n` random images in the value space that the augmenter expects, of two classes."""
+def batch_of(n: int, augmenter: Augmenter, seed: int = 0) -> Batch:
+    """`n` random images of two classes, in the value space and with the kind of labels that the augmenter expects."""
     draw = generator(seed, "batch")
     pixels = torch.rand(n, *_SHAPE, generator=draw)
-    return Batch(pixels if space == "unit" else (pixels - 0.5) / 0.25, torch.arange(n) % 2)
+    labels = torch.arange(n) % 2
+    y = F.one_hot(labels, 2).float() if augmenter.mixes_labels else labels
+    return Batch(pixels if augmenter.space == "unit" else (pixels - 0.5) / 0.25, y)
 
 
 def draws(augmenter: Augmenter, n: int, shared: bool) -> Iterator[Any]:
@@ -49,7 +52,7 @@ def cases(subject: Subject, n: int = 4) -> Iterator[tuple[Augmenter, Batch, Any]
     for shared in (False, True):
         try:
             for values in draws(augmenter, n, shared):
-                yield augmenter, batch_of(n, augmenter.space), values
+                yield augmenter, batch_of(n, augmenter), values
         except CheckSkipped:
             refused += 1
     require(refused < 2, "neither shared nor single draws can be made")
@@ -58,7 +61,7 @@ def cases(subject: Subject, n: int = 4) -> Iterator[tuple[Augmenter, Batch, Any]
 def exercise(subject: Subject, seed: int, device: torch.device) -> list[Tensor]:
     """Draw and apply, several times."""
     augmenter: Augmenter = subject.make()
-    batch = batch_of(4, augmenter.space, seed)
+    batch = batch_of(4, augmenter, seed)
     batch = Batch(batch.x.to(device), batch.y.to(device))
     found: list[Tensor] = []
     for number in range(_DRAWS):
@@ -100,7 +103,7 @@ def check_gradient_reaches_the_images(subject: Subject) -> None:
 def check_shared_draw_fits_any_batch(subject: Subject) -> None:
     """A shared draw does the same to an image in a batch of 2 and in one of 5: what siamese use rests on."""
     augmenter: Augmenter = subject.make()
-    large = batch_of(5, augmenter.space)
+    large = batch_of(5, augmenter)
     small = Batch(large.x[:2], large.y[:2])
     for values in draws(augmenter, 1, shared=True):
         in_small, in_large = augmenter.apply(small, values).x, augmenter.apply(large, values).x[:2]
@@ -140,13 +143,27 @@ def check_draws_can_be_stored(subject: Subject) -> None:
 def check_classes_at_once_equal_a_loop(subject: Subject) -> None:
     """`apply_classes` gives what applying the draws class by class gives."""
     augmenter: Augmenter = subject.make()
-    images = batch_of(12, augmenter.space).x.view(4, 3, *_SHAPE)
+    images = batch_of(12, augmenter).x.view(4, 3, *_SHAPE)
     made = list(draws(augmenter, 1, shared=True))
     for start in range(0, _DRAWS - 3, 4):
         chosen = made[start : start + 4]
         together = augmenter.apply_classes(images, chosen)
         loop = Augmenter.apply_classes(augmenter, images, chosen)
         require(close([together], [loop]), "apply_classes differs from applying the draws class by class")
+
+
+def check_mixed_labels_are_probabilities(subject: Subject) -> None:
+    """Labels that are mixed stay probabilities, and the images of one label keep it."""
+    augmenter: Augmenter = subject.make()
+    if not augmenter.mixes_labels:
+        raise CheckSkipped("it does not mix labels")
+    for one, batch, values in cases(subject):
+        mixed = one.apply(batch, values).y
+        require(close([mixed.sum(1)], [torch.ones(len(mixed))]), "mixed labels do not add up to 1")
+        require(bool((mixed >= 0).all()), "a mixed label is negative")
+        same_label = Batch(batch.x, batch.y[:1].expand_as(batch.y))
+        kept = one.apply(same_label, values).y
+        require(close([kept], [same_label.y]), "mixing images of one label changes it")
 
 
 def check_identity_is_one(subject: Subject) -> None:
@@ -183,5 +200,6 @@ CHECKS: Sequence[Check] = (
     check_draw_only_uses_its_generator,
     check_draws_can_be_stored,
     check_classes_at_once_equal_a_loop,
+    check_mixed_labels_are_probabilities,
     check_identity_is_one,
 )

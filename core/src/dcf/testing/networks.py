@@ -64,6 +64,20 @@ def check_logits_and_embedding_fit(subject: Subject) -> None:
     require(close([logits], [again]), "logits are not what the classifier makes of the embedding")
 
 
+def check_blocks_can_be_matched(subject: Subject) -> None:
+    """Each block gives one finite output an image, through which a gradient reaches the images."""
+    net, spec = create(subject)
+    net.freeze_batch_norms()
+    x = images_of(spec).requires_grad_()
+    blocks = net.blocks(x)
+    require(len(blocks) > 0, "blocks() is empty")
+    for block in blocks:
+        require(len(block) == 4, f"expected 4 images in each block, got {tuple(block.shape)}")
+        require(bool(torch.isfinite(block).all()), "a block gives NaN or infinite values")
+        (grad,) = torch.autograd.grad(block.sum(), x, retain_graph=True, allow_unused=True)
+        require(grad is not None, "no gradient reaches the images through a block")
+
+
 def _classifier(net: NetworkState) -> dict[str, Tensor]:
     prefix = "classifier."
     return {k.removeprefix(prefix): v for k, v in net.params.items() if k.startswith(prefix)}
@@ -120,6 +134,7 @@ def _two_classes(subject: Subject) -> tuple[NetworkState, Tensor, Tensor]:
 CHECKS: Sequence[Check] = (
     check_seed_decides_the_weights,
     check_logits_and_embedding_fit,
+    check_blocks_can_be_matched,
     check_network_is_functional,
     check_every_weight_learns,
     check_vmap_equals_a_loop,

@@ -156,7 +156,9 @@ def fit(
         batch=plan.batch,
         momentum=_MOMENTUM,
         weight_decay=_WEIGHT_DECAY,
-        augmentation=random_augmentation(make_augmenter(plan.augment, "augment"), data.spec.shape, draws),
+        augmentation=random_augmentation(
+            make_augmenter(plan.augment, "augment"), data.spec.shape, draws, data.spec.num_classes
+        ),
         tally=True,
     )
     if handle is not None:

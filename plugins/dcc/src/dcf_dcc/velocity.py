@@ -218,7 +218,9 @@ def _train(
     return train(
         state, material.fetch, order, schedule, batch=rules.batch, momentum=rules.momentum,
         weight_decay=rules.weight_decay, tally=True, optimizer=rules.optimizer,
-        augmentation=random_augmentation(job.augmenter, job.ctx.data.spec.shape, draws),
+        augmentation=random_augmentation(
+            job.augmenter, job.ctx.data.spec.shape, draws, job.ctx.data.spec.num_classes
+        ),
     )  # fmt: skip
 
 
