@@ -10,7 +10,7 @@ import pytest
 from dcf.cli import display, main
 from dcf.cli.display import clock
 from dcf.cli.progress import RunProgress
-from dcf.cli.results import outcome_json, report_table, show_outcome, show_report
+from dcf.cli.results import figures_table, outcome_json, report_table, show_outcome, show_report
 from dcf.evaluation.report import Report, Row, Run
 from dcf.evaluation.statistics import summarize
 from dcf.files import read_header
@@ -190,6 +190,23 @@ def test_table_names_networks_and_metrics_where_they_differ():
     table = report_table(report(row("sets", 0.7), row("sets", 2.5, 3.5, metric="loss", network="mlp")), 10)
     assert cells(table)[1] == ["convnet", "mlp"]
     assert cells(table)[2] == ["70.0 %", "loss 3 ± 0.5"]
+
+
+def test_further_figures_stand_side_by_side_the_headline_first():
+    def with_figures(name, **figures):
+        stats = {metric: summarize([values], metric) for metric, values in figures.items()}
+        return row(name, 0.7, 0.72).model_copy(update={"stats": stats})
+
+    sets, random = with_figures("sets", ece=[0.1, 0.2], nll=[123.4, 123.4]), with_figures("random", ece=[0.3])
+    plain = report(sets, baselines=(random, row("whole", 0.9)))
+    table = figures_table(plain.model_copy(update={"summary": sets.stats["nll"]}))
+    assert [str(column.header) for column in table.columns] == ["figure", "condensed set", "random images"]
+    assert cells(table) == [
+        ["nll", "ece"],
+        ["123.4 ± 0 [123.400, 123.400]", "0.150 ± 0.050 [-0.485, 0.785]"],
+        ["-", "0.300"],
+    ]
+    assert figures_table(report(row("sets", 0.7))) is None
 
 
 def outcome(tmp_path, interrupted):

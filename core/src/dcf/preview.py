@@ -13,7 +13,7 @@ from dcf.files import atomic_write
 from dcf.space import ValueSpace
 from dcf.synthetic import SyntheticSet
 
-__all__ = ["class_grid", "displayable", "save_preview"]
+__all__ = ["class_grid", "displayable", "save_picture", "save_preview", "tiled"]
 
 #: Views a class that are shown, and rows at most: a picture of 200 classes with 80 views each helps nobody.
 _COLUMNS, _ROWS, _SIDE = 10, 40, 32
@@ -45,21 +45,23 @@ def class_grid(synthetic: SyntheticSet) -> Tensor:
     present = torch.unique(view_class)[:_ROWS]
     rows = [torch.nonzero(view_class == c).flatten()[:_COLUMNS] for c in present]
     columns = max(len(r) for r in rows)
-    shape = synthetic.spec.shape
     tiles = []
     for row in rows:
         # One at a time: decoded images may be far larger than what is stored of them.
         images = torch.cat([_tile(synthetic, index) for index in row[:, None]])
         blank = torch.zeros(columns - len(row), *images.shape[1:], dtype=torch.uint8)
         tiles.append(torch.cat([images, blank]))
-    factor = max(1, _SIDE // max(shape[1:]))
-    big = torch.cat(tiles).repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-    return _assembled(big, columns)
+    return tiled(torch.cat(tiles), columns)
 
 
-def _assembled(tiles: Tensor, columns: int) -> Tensor:
-    """`(C, H, W)` of `(rows * columns, C, h, w)` tiles, with grey lines between and around them."""
-    framed = F.pad(tiles, (_LINE, 0, _LINE, 0), value=_GREY)
+def tiled(tiles: Tensor, columns: int) -> Tensor:
+    """`(C, H, W)` of `(rows * columns, C, h, w)` uint8 tiles, row by row, with grey lines between and around them.
+
+    Small tiles are enlarged by whole factors.
+    """
+    factor = max(1, _SIDE // max(tiles.shape[-2:]))
+    big = tiles.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+    framed = F.pad(big, (_LINE, 0, _LINE, 0), value=_GREY)
     rows = framed.reshape(-1, columns, *framed.shape[1:]).permute(2, 0, 3, 1, 4)
     grid = rows.flatten(3, 4).flatten(1, 2)
     return F.pad(grid, (0, _LINE, 0, _LINE), value=_GREY)
@@ -78,9 +80,18 @@ def save_preview(synthetic: SyntheticSet, path: Path | str) -> None:
     Raises:
         RunError: When it cannot be written.
     """
+    save_picture(class_grid(synthetic), path)
+
+
+def save_picture(picture: Tensor, path: Path | str) -> None:
+    """Write a `(1 or 3, H, W)` uint8 picture as a PNG file, atomically.
+
+    Raises:
+        RunError: When it cannot be written.
+    """
     from PIL import Image
 
-    grid = class_grid(synthetic).permute(1, 2, 0).numpy()
+    grid = picture.permute(1, 2, 0).numpy()
     image = Image.fromarray(grid if grid.shape[2] == 3 else grid[..., 0])
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")

@@ -13,9 +13,10 @@ from dcf.cli.sizes import count, share, size_line
 
 if TYPE_CHECKING:
     from dcf.evaluation.report import Report, Row
+    from dcf.evaluation.statistics import Stat
     from dcf.run import Outcome
 
-__all__ = ["outcome_json", "report_table", "show_outcome", "show_report"]
+__all__ = ["figures_table", "outcome_json", "report_table", "show_outcome", "show_report"]
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ _ROWS: Final = {
     "sets": "condensed set",
     "replay": "condensed set, run as a program",
     "random": "random images",
+    "random-images": "random images, as many",
     "random-replay": "random images in its place",
     "whole": "whole training set",
 }
@@ -63,8 +65,12 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def show_report(report: Report, classes: int) -> None:
-    """Accuracies as a table on stdout, warnings on stderr."""
+    """Accuracies as a table on stdout, further figures as another, warnings on stderr."""
     stdout().print(report_table(report, classes))
+    figures = figures_table(report)
+    if figures is not None:
+        stdout().print()
+        stdout().print(figures)
     note = _pixels_note(report)
     if note:
         stdout().print(note)
@@ -93,6 +99,35 @@ def report_table(report: Report, classes: int) -> Table:
             *cells, _value(row), f"{row.stat.n_sets} x {row.stat.n_nets}", clean(row.protocol), *_size(row, classes)
         )
     return table
+
+
+def figures_table(report: Report) -> Table | None:
+    """One line for each further figure, one column for each row of a report that has any; None where none has.
+
+    The figure that the report sums up to comes first. Intervals are those of the report, at 95 %.
+    """
+    rows = [row for row in (*report.rows, *report.baselines) if row.stats]
+    names = dict.fromkeys(name for row in rows for name in row.stats)
+    if not names:
+        return None
+    several = len({row.network for row in rows}) > 1
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("figure")
+    for row in rows:
+        what = _ROWS.get(row.name, clean(row.name))
+        table.add_column(f"{what}, {clean(row.network)}" if several else what, justify="right")
+    for name in sorted(names, key=lambda name: name != report.summary.metric):
+        table.add_row(clean(name), *(_figure(row.stats.get(name)) for row in rows))
+    return table
+
+
+def _figure(stat: Stat | None) -> str:
+    if stat is None:
+        return "-"
+    text = f"{stat.mean:.3f}" if abs(stat.mean) < 100 else f"{stat.mean:.4g}"
+    if stat.n_sets * stat.n_nets > 1:
+        text += f" ± {stat.pooled:.3f}" if abs(stat.mean) < 100 else f" ± {stat.pooled:.2g}"
+    return text if isinstance(stat.ci, str) else f"{text} [{stat.ci[0]:.3f}, {stat.ci[1]:.3f}]"
 
 
 def _pixels_note(report: Report) -> str:

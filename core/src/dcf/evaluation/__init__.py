@@ -9,9 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dcf.evaluation.baselines import random_row, whole_row
-    from dcf.evaluation.context import EvalContext
-    from dcf.evaluation.fit import Material, material_of, train_row
+    from dcf.evaluation.baselines import random_images_row, random_row, random_selection, whole_row
+    from dcf.evaluation.context import EvalContext, Findings
+    from dcf.evaluation.fit import Material, Trial, material_of, set_row, train_row
     from dcf.evaluation.protocol import Cost, Protocol, cost, load_protocol
     from dcf.evaluation.report import Report, Row, Run
     from dcf.evaluation.statistics import Stat, summarize
@@ -19,16 +19,21 @@ if TYPE_CHECKING:
 __all__ = [
     "Cost",
     "EvalContext",
+    "Findings",
     "Material",
     "Protocol",
     "Report",
     "Row",
     "Run",
     "Stat",
+    "Trial",
     "cost",
     "load_protocol",
     "material_of",
+    "random_images_row",
     "random_row",
+    "random_selection",
+    "set_row",
     "summarize",
     "train_row",
     "whole_row",
@@ -37,16 +42,21 @@ __all__ = [
 _LAZY = {
     "Cost": "protocol",
     "EvalContext": "context",
+    "Findings": "context",
     "Material": "fit",
     "Protocol": "protocol",
     "Report": "report",
     "Row": "report",
     "Run": "report",
     "Stat": "statistics",
+    "Trial": "fit",
     "cost": "protocol",
     "load_protocol": "protocol",
     "material_of": "fit",
+    "random_images_row": "baselines",
     "random_row": "baselines",
+    "random_selection": "baselines",
+    "set_row": "fit",
     "summarize": "statistics",
     "train_row": "fit",
     "whole_row": "baselines",

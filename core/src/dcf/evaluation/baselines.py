@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 __all__ = [
     "BASELINES",
     "Baseline",
+    "Relabel",
     "equal_bytes",
     "find_baseline",
     "pick_per_class",
+    "random_images_row",
     "random_program_row",
     "random_row",
+    "random_selection",
     "whole_cost",
     "whole_row",
 ]
@@ -36,6 +39,9 @@ _FLOAT_BYTES: Final = 4
 
 #: From the sets, the context and a network spec to a row; None and the reason where there can be none.
 Baseline: TypeAlias = "Callable[[Sequence[SyntheticSet], EvalContext, str], Measured | str]"
+
+#: From `(N, C, H, W)` images to their `(N,)` or `(N, K)` labels, without graph.
+Relabel: TypeAlias = "Callable[[Tensor], Tensor]"
 
 
 def equal_bytes(nbytes: int, shape: tuple[int, int, int], num_classes: int) -> int:
@@ -70,7 +76,15 @@ def pick_per_class(labels: Tensor, num_classes: int, k: int, generator: torch.Ge
     return torch.cat([m[torch.randperm(len(m), generator=generator)[:k]] for m in members])
 
 
-def random_row(sets: Sequence[SyntheticSet], ctx: EvalContext, network: str) -> Measured | str:
+def random_selection(ctx: EvalContext, net: int, k: int) -> Tensor:
+    """Numbers `(M,)` of the training images that random rows train network `net` on: k of each class."""
+    draw = ctx.generator(0, net, "random selection")
+    return pick_per_class(ctx.data.train.labels, ctx.data.spec.num_classes, k, draw)
+
+
+def random_row(
+    sets: Sequence[SyntheticSet], ctx: EvalContext, network: str, relabel: Relabel | None = None
+) -> Measured | str:
     """Random real images at equal stored bytes, a fresh selection for every network.
 
     Stored as float32 pixels, like the field's coresets; `info` says how many of 8 bits the same bytes hold
@@ -78,34 +92,61 @@ def random_row(sets: Sequence[SyntheticSet], ctx: EvalContext, network: str) -> 
     with their augmentation and learned step size. Each network counts as a set of its own. Network n starts and is
     shuffled as network n of set 0.
 
+    Args:
+        sets: The sets.
+        ctx: Real data, protocol, seeds, device.
+        network: Spec of the network.
+        relabel: Gives the images other labels than their own.
+
     Returns:
         The row, or why there is none: the set costs less than one image a class.
     """
-    spec, split = ctx.data.spec, ctx.data.train
+    spec = ctx.data.spec
     nbytes = min(one.storage().nbytes for one in sets)
     k = equal_bytes(nbytes, spec.shape, spec.num_classes)
     small = nbytes // (spec.num_classes * math.prod(spec.shape))
     if k == 0:
         beside = f", and {small} of 8 bits" if small else ""
         return f"random: no row, because the set's {nbytes} bytes hold no float32 image a class{beside}"
-    counts = torch.bincount(split.labels.cpu(), minlength=spec.num_classes).tolist()
-    stored = sum(min(k, n) for n in counts) * _image_bytes(spec.shape)
     info = {"per_class": k, "bytes_of_set": nbytes, "uint8_per_class": small}
+    return _random("random", sets, ctx, network, k, info, relabel)
+
+
+def random_images_row(
+    sets: Sequence[SyntheticSet], ctx: EvalContext, network: str, relabel: Relabel | None = None
+) -> Measured:
+    """As many random real images a class as the sets decode to, whatever these cost; otherwise as `random_row`."""
+    classes = ctx.data.spec.num_classes
+    k = max(int(torch.bincount(one.param.view_class.cpu(), minlength=classes).max()) for one in sets)
+    return _random("random-images", sets, ctx, network, k, {"per_class": k}, relabel)
+
+
+def _random(
+    name: str,
+    sets: Sequence[SyntheticSet],
+    ctx: EvalContext,
+    network: str,
+    k: int,
+    info: Mapping[str, int],
+    relabel: Relabel | None,
+) -> Measured:
+    spec = ctx.data.spec
+    counts = ctx.data.train.counts.tolist()
+    stored = sum(min(k, n) for n in counts) * _image_bytes(spec.shape)
     sizes = {"bytes": stored, "floats": stored // _FLOAT_BYTES}
-    trials, augment = _selections(sets, ctx, k), ctx.augment_spec(sets)
-    measured = train_row("random", trials, ctx.n_nets, ctx, network, augment, **sizes, info=info)
+    trials, augment = _selections(sets, ctx, k, relabel), ctx.augment_spec(sets)
+    measured = train_row(name, trials, ctx.n_nets, ctx, network, augment, **sizes, info=dict(info))
     short = [name for name, n in zip(spec.classes, counts, strict=True) if n < k]
     if short:
         names = ", ".join(short[:5]) + (" and others" if len(short) > 5 else "")
-        measured.warnings.append(f"random: fewer than {k} images in {len(short)} classes, all used: {names}")
+        measured.warnings.append(f"{name}: fewer than {k} images in {len(short)} classes, all used: {names}")
     return measured
 
 
-def _selections(sets: Sequence[SyntheticSet], ctx: EvalContext, k: int) -> Iterator[Trial]:
-    split = ctx.data.train
+def _selections(sets: Sequence[SyntheticSet], ctx: EvalContext, k: int, relabel: Relabel | None) -> Iterator[Trial]:
     for net in range(ctx.n_nets):
-        picked = pick_per_class(split.labels, ctx.data.spec.num_classes, k, ctx.generator(0, net, "random selection"))
-        data = material_of_split(split, ctx.place).fetch(picked)
+        data = material_of_split(ctx.data.train, ctx.place).fetch(random_selection(ctx, net, k))
+        data = data if relabel is None else Batch(data.x, relabel(data.x))
         yield Trial(net, net, 0, replace(_fixed(data, ctx, sets[0].hints.lr), steps=sets[0].hints.steps))
 
 

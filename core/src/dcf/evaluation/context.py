@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -14,18 +14,36 @@ from dcf.components import Kind
 from dcf.distributed import ALONE, World
 from dcf.errors import EvaluationError
 from dcf.evaluation.protocol import Protocol, load_protocol, require_augmenter
-from dcf.networks.base import NetworkFactory
+from dcf.networks.base import NetworkFactory, NetworkState
 from dcf.seeding import generator, seed_for
 
 if TYPE_CHECKING:
     from dcf.data.real import RealData
+    from dcf.evaluation.fit import Trial
     from dcf.synthetic import SyntheticSet
 
-__all__ = ["EvalContext", "OnProgress"]
+__all__ = ["EvalContext", "Findings", "OnProgress", "Probe"]
 
 #: Called after each network: row and network spec, how many of the row are done, of how many, and its accuracy
 #: in [0, 1].
 OnProgress: TypeAlias = "Callable[[str, int, int, float], None]"
+
+
+class Findings(NamedTuple):
+    """What was found out about a trained network beside its accuracy.
+
+    Attributes:
+        metrics: Finite numbers by name, the same names for every network of a row, which summarises them.
+        details: Tables and curves by name, JSON-ready, kept with the network's run.
+    """
+
+    metrics: Mapping[str, float]
+    details: Mapping[str, Any] = {}
+
+
+#: From a network that is trained and tested, and the trial it was trained for, to what is found out about it; must
+#: leave the network as it is, and be a function of the two.
+Probe: TypeAlias = "Callable[[NetworkState, Trial], Findings]"
 
 
 @dataclass
@@ -47,6 +65,8 @@ class EvalContext:
         overrides: Changes of the protocol, which show in its id.
         objects: Networks and augmenters that were given as objects, by the text they are recorded under.
         world: Processes that divide the networks among them.
+        probe: Looks at every network after its test. An evaluator that asks more of networks than their accuracy sets
+            it with `dataclasses.replace`; the rows of sets and baselines then have what it finds.
     """
 
     data: RealData
@@ -59,6 +79,7 @@ class EvalContext:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     objects: Mapping[str, Any] = field(default_factory=dict)
     world: World = ALONE
+    probe: Probe | None = None
 
     def __post_init__(self) -> None:
         protocol = load_protocol(self.protocol) if isinstance(self.protocol, str) else self.protocol

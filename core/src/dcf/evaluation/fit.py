@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dcf.augmenter import Augmenter
 from dcf.errors import EvaluationError
-from dcf.evaluation.context import EvalContext
+from dcf.evaluation.context import EvalContext, Findings
 from dcf.evaluation.protocol import PROGRAM, Protocol
 from dcf.evaluation.report import Row, Run
 from dcf.networks.base import NetworkFactory, NetworkState
@@ -251,8 +251,7 @@ def _fit(job: _Job, trial: Trial) -> tuple[Run, Accuracy]:
         ),
         tally=True,
     )
-    accuracy = evaluate_accuracy(state, ctx.data.test)
-    return _run(trained, accuracy, trial, ctx.seed_for(number, net, "network")), accuracy
+    return _tested(state, trained, trial, ctx)
 
 
 def _replayed(job: _Job, trial: Trial, state: NetworkState, program: Program) -> tuple[Run, Accuracy]:
@@ -260,11 +259,17 @@ def _replayed(job: _Job, trial: Trial, state: NetworkState, program: Program) ->
     device = job.ctx.place
     steps = [torch.tensor(step, device=device) for step in program.steps]
     trained = run_program(state, trial.material.fetch, steps, program.lrs, program.momentum)
-    accuracy = evaluate_accuracy(state, job.ctx.data.test)
-    return _run(trained, accuracy, trial, job.ctx.seed_for(trial.stream, trial.net, "network")), accuracy
+    return _tested(state, trained, trial, job.ctx)
 
 
-def _run(trained: Trained, accuracy: Accuracy, trial: Trial, seed: int) -> Run:
+def _tested(state: NetworkState, trained: Trained, trial: Trial, ctx: EvalContext) -> tuple[Run, Accuracy]:
+    """Test a trained network once, then let the probe look at it."""
+    accuracy = evaluate_accuracy(state, ctx.data.test)
+    found = Findings({}) if ctx.probe is None else ctx.probe(state, trial)
+    return _run(trained, accuracy, trial, ctx.seed_for(trial.stream, trial.net, "network"), found), accuracy
+
+
+def _run(trained: Trained, accuracy: Accuracy, trial: Trial, seed: int, found: Findings) -> Run:
     loss = math.nan if trained.loss is None else float(trained.loss)
     finite = math.isfinite(loss)
     train_acc = None if trained.accuracy is None else float(trained.accuracy)
@@ -272,6 +277,7 @@ def _run(trained: Trained, accuracy: Accuracy, trial: Trial, seed: int) -> Run:
         set=trial.set, net=trial.net, seed=seed, value=accuracy.value, last=accuracy.value,
         train_acc=train_acc, train_loss=loss if finite else None,
         steps=trained.steps, images_seen=trained.images_seen, diverged=not finite,
+        metrics=dict(found.metrics), details=dict(found.details),
     )  # fmt: skip
 
 

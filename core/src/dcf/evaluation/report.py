@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from dcf.errors import FormatError
 from dcf.evaluation.statistics import Stat, summarize
@@ -23,9 +23,18 @@ SCHEMA = "dcf.eval/1"
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
 
+    #: Fields that are written only where they hold something: most reports have nothing to say there.
+    _sparse: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if value or key not in self._sparse}
+
 
 class Run(_Model):
     """One network: trained once, tested once."""
+
+    _sparse = frozenset({"metrics", "details"})
 
     set: int = Field(description="number of the set it was trained on")
     net: int = Field(description="number of the network; equal numbers share initialisation and order across rows")
@@ -38,10 +47,14 @@ class Run(_Model):
     steps: int = Field(description="optimiser steps")
     images_seen: int = Field(description="images through the network in training, repetitions counted")
     diverged: bool = Field(False, description="whether the loss became NaN or infinite")
+    metrics: dict[str, float] = Field({}, description="what else was measured on the network, by name")
+    details: dict[str, Any] = Field({}, description="tables and curves of the network, by name")
 
 
 class Row(_Model):
     """One line of a table: some training material, one network architecture."""
+
+    _sparse = frozenset({"stats"})
 
     name: str = Field(description="'sets', or the name of the baseline")
     network: str = Field(description="spec of the network")
@@ -53,14 +66,25 @@ class Row(_Model):
     utilisation: float | None = Field(None, description="share of the budget of the set that is used")
     runs: tuple[Run, ...] = Field(description="every value")
     stat: Stat = Field(description="mean and spread of the values")
+    stats: dict[str, Stat] = Field({}, description="mean and spread of each of the runs' `metrics`")
     per_class: tuple[float | None, ...] = Field((), description="accuracy of each class in [0, 1], mean over the runs")
     info: dict[str, Any] = Field({}, description="what else identifies the row, such as images a class")
 
     @classmethod
     def of(cls, runs: tuple[Run, ...], **fields: Any) -> Row:
-        """A row with the statistics of its runs, sets in order of their number."""
+        """A row with the statistics of its runs and of their metrics, sets in order of their number.
+
+        Raises:
+            ValueError: When the runs do not all have the same metrics, or measured different things.
+        """
         numbers = sorted({run.set for run in runs})
-        return cls(runs=runs, stat=summarize([[r.value for r in runs if r.set == s] for s in numbers]), **fields)
+        by_set = [[run for run in runs if run.set == s] for s in numbers]
+        named = {(run.metric, frozenset(run.metrics)) for run in runs}
+        if len(named) != 1:
+            raise ValueError(f"expected runs that measured the same, got {sorted(map(str, named))}")
+        stats = {m: summarize([[r.metrics[m] for r in group] for group in by_set], m) for m in runs[0].metrics}
+        stat = summarize([[r.value for r in group] for group in by_set], runs[0].metric)
+        return cls(runs=runs, stat=stat, stats=stats, **fields)
 
 
 class SetInfo(_Model):
