@@ -18,6 +18,7 @@ SPECS = {
     ("matcher", "dc"): "dc:match_steps=2,net_epochs=1",
     ("matcher", "dcc"): "dcc:match_steps=2,net_epochs=1,outer_warmup=0,inner_warmup=0",
     ("matcher", "mtt"): "mtt:syn_steps=3,expert_epochs=2,max_start_epoch=3,experts=2",
+    ("matcher", "idc"): "idc:inner_loop=2,n_data=8,batch_train=4",
     **{
         ("selector", name): f"{name}:network=mlp,epochs=2"
         for name in ("herding", "k-center", "k-means", "forgetting", "least-confidence", "entropy", "margin")
@@ -30,6 +31,7 @@ VARIANTS = [
     ("matcher", "dc"),
     ("matcher", "dc:metric=mse"),
     ("augmenter", "dsa:mode=multi"),
+    ("augmenter", "idc:ops=auto+cutmix"),
     ("augmenter", "dsa:siamese=false"),
     ("augmenter", "none+dsa:ops=[color,crop]"),
     ("network", "convnet:width=8,depth=1,norm=batch"),
@@ -89,6 +91,7 @@ HASHES = {
     "datm@1": "17c2cf03afe44705",
     "rtp@1": "1992cfb1ed5f074f",
     "ld@1": "8699d110fb4ecffd",
+    "idc@1": "586816716b4a9f3e",
 }
 
 

@@ -26,6 +26,7 @@ from dcf.matcher import Matcher
 from dcf.metadata import format_of
 from dcf.networks.base import NetworkFactory
 from dcf.networks.preflight import preflight_double_backward
+from dcf.nothing import Nothing
 from dcf.parameterization import Parameterization
 from dcf.planning import plan_items
 from dcf.registry import registry
@@ -108,7 +109,7 @@ class Session:
         self.matcher: Matcher = matcher or create(Kind.MATCHER, given["matcher"])
         self.networks: NetworkFactory = create(Kind.NETWORK, given["network"])
         self.augmenter = make_augmenter(given["augment"])
-        if self.augmenter.mixes_labels:
+        if self.augmenter.mixes_labels and not isinstance(self.matcher, Nothing):
             raise UsageError(
                 f"--augment {config.augment} mixes labels, and matching compares images of one label; leave that part "
                 "out here, and mix where networks are trained: --set protocol.augment=..."
