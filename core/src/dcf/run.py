@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from dcf import compiled
 from dcf.build import create, spec_text, suited
 from dcf.components import Kind
 from dcf.data.nested import datasets_in, map_datasets
@@ -250,7 +251,7 @@ def evaluate(
         synthetic.param.to(target)
     recorded = {} if protocol else first.metadata.get("run") or {}
     changes = {**(recorded.get("protocol_set") or {}), **(overrides or {})}
-    with precision_of(precision), joined(target) as world:
+    with precision_of(precision), compiled.allowed(precision, target), joined(target) as world:
         return evaluate_sets(
             sets,
             real,
@@ -275,7 +276,8 @@ def _finished(directory: RunDir, config: RunConfig) -> Outcome:
 
 def _carry_out(session: Session, directory: RunDir | None, listener: Listener) -> Outcome:
     config, world = session.config, session.ctx.world
-    with precision_of(config.precision), interruptible() as interrupt:
+    device = session.ctx.device
+    with precision_of(config.precision), compiled.allowed(config.precision, device), interruptible() as interrupt:
         listener.stage("condensing")
         try:
             done = session.run(directory, listener.step, lambda: interrupt.asked, listener.preparing)

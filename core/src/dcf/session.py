@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from dcf import compiled
 from dcf.augmenter import Augmenter, ChainAugmenter
 from dcf.build import create, create_stack, stacked
 from dcf.components import Kind
@@ -215,7 +216,8 @@ class Session:
         if start == 0:
             recorder.checkpoint(0)
         try:
-            done = self.engine.run(start, iterations, recorder.step, stop) if start < iterations else iterations
+            with compiled.expected(iterations):
+                done = self.engine.run(start, iterations, recorder.step, stop) if start < iterations else iterations
         except NonFiniteError:
             recorder.flush()  # how it came to that is worth knowing; a resumed run drops what is beyond its checkpoint
             raise

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dcf import compiled
 from dcf.augmenter import Augmenter
 from dcf.errors import UsageError
 from dcf.networks.base import NetworkState
@@ -197,12 +198,10 @@ def train(
             data = fetch(index)
             if augmentation is not None:
                 data = augmentation(data, steps)
-            logits = state(data.x)
-            loss = cross_entropy(logits, data.y)
+            logits, loss = _gradients(state, data, calls=schedule.epochs)
             if tally and epoch == schedule.epochs - 1:
                 counted.add(logits, data.y, loss)
             mover.param_groups[0]["lr"] = schedule.lr(epoch, (epoch + number / len(parts)) / schedule.epochs)
-            loss.backward(inputs=params)  # type: ignore[no-untyped-call]
             mover.step()
             mover.zero_grad()
             steps, seen = steps + 1, seen + len(index)
@@ -248,6 +247,20 @@ def sgd(state: NetworkState, momentum: float = 0.0, weight_decay: float = 0.0) -
         weight_decay: Added to the gradient, for all parameters.
     """
     return torch.optim.SGD(state.parameters(), lr=0.0, momentum=momentum, weight_decay=weight_decay)
+
+
+def _gradients(state: NetworkState, data: Batch, calls: int) -> tuple[Tensor, Tensor]:
+    """Logits and loss of a batch; its gradient becomes the `.grad` of the parameters."""
+    params = state.parameters()
+    kernel = compiled.loss_gradients(state, data.x, data.y, calls)
+    if kernel is not None:
+        for weight, gradient in zip(params, kernel.gradients, strict=True):
+            weight.grad = gradient
+        return kernel.logits, kernel.loss
+    logits = state(data.x)
+    loss = cross_entropy(logits, data.y)
+    loss.backward(inputs=params)  # type: ignore[no-untyped-call]
+    return logits, loss
 
 
 def _optimizer(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dcf import compiled
 from dcf.augmenter import Augmenter
 from dcf.errors import EvaluationError
 from dcf.evaluation.context import EvalContext, Findings
@@ -180,7 +181,8 @@ def train_row(
     for number, trial in enumerate(trials):
         if number in mine:
             start = time.perf_counter()
-            run, accuracy = _fit(job, trial)
+            with compiled.expected(len(mine)):
+                run, accuracy = _fit(job, trial)
             done.append(_Done(run, accuracy, time.perf_counter() - start, trial.material.size))
             if ctx.progress is not None:
                 ctx.progress(f"{name} {network}", len(done), len(mine), accuracy.value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -67,7 +67,9 @@ class NetworkFactory:
         """A fresh network whose weights depend only on `seed` and `stream`; global generators are untouched."""
         with global_seed(seed, *stream):
             module = self.build(spec)
-        return NetworkState(module.to(device))
+        state = NetworkState(module.to(device))
+        state.origin = (type(self), self.config.model_dump_json(), spec)
+        return state
 
 
 class NetworkState:
@@ -78,7 +80,11 @@ class NetworkState:
         params: Leaf tensors by name, in `named_parameters` order; they require gradients.
         buffers: Such as batch-norm statistics. A forward pass in training mode updates them in place, except inside
             `torch.func` transforms such as `vmap`, where they stay (see `dcf.networks.layers.BatchNorm`).
+        origin: What the network was made from: two of the same origin compute the same function of weights. None
+            where that is not known.
     """
+
+    origin: Hashable | None = None
 
     def __init__(self, module: Network) -> None:
         self.module = module

@@ -7,7 +7,7 @@ the same; memory is that of one step and of the weights (see docs/unroll.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -18,7 +18,7 @@ from dcf.errors import UsageError
 from dcf.networks.base import NetworkState
 from dcf.unroll._adjoint import sweep
 from dcf.unroll._sizes import StepSizes
-from dcf.unroll._steps import Loss, Rule, record, walk
+from dcf.unroll._steps import Loss, Rule, StepKernel, record, walk
 from dcf.unroll._training import train_on
 
 __all__ = ["Loss", "Mode", "StepSizes", "stateless", "train_on", "unroll"]
@@ -36,6 +36,7 @@ def unroll(
     momentum: float = 0.0,
     mode: Mode = "adjoint",
     keep: int | Literal["cpu"] = 1,
+    kernel: StepKernel | None = None,
 ) -> dict[str, Tensor]:
     """Weights after T steps of SGD, differentiable in `start`, `lrs` and `inputs`.
 
@@ -57,6 +58,8 @@ def unroll(
             one step only. Only "full" and "checkpoint" can be differentiated twice.
         keep: For "adjoint" and "tesla": keep the weights of every k-th step and recompute those between; "cpu" keeps
             all of them in main memory.
+        kernel: A quicker way to the derivatives of the same loss, for "adjoint" and "tesla"; `train_on` gives one
+            where there is one.
 
     Returns:
         The weights by name, in the order of `start`; without a graph where gradients are switched off.
@@ -68,7 +71,7 @@ def unroll(
     """
     _check(start, lrs, momentum, mode, keep)
     weights = list(start.values())
-    rule = Rule(loss, tuple(start), momentum)
+    rule = Rule(loss, tuple(start), momentum, None if mode in ("full", "checkpoint") else kernel)
     lrs = lrs.to(weights[0].device)
     if not torch.is_grad_enabled():
         *_, (final, _) = walk(rule, weights, None, list(enumerate(lrs.unbind())))
@@ -79,7 +82,19 @@ def unroll(
     return dict(zip(start, final, strict=True))
 
 
-def stateless(net: NetworkState) -> Callable[[Tensor, Mapping[str, Tensor]], Tensor]:
+class Stateless:
+    """A network as a pure function `(images, weights) -> logits`; see `stateless`."""
+
+    def __init__(self, net: NetworkState) -> None:
+        self.net = net
+
+    def __call__(self, x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """Logits `(N, K)` of `(N, C, H, W)` images."""
+        buffers = {name: buffer.clone() for name, buffer in self.net.buffers.items()}
+        return functional_call(self.net.module, ({**weights}, buffers), (x,))  # type: ignore[no-any-return]
+
+
+def stateless(net: NetworkState) -> Stateless:
     """A network as a pure function, for the loss of an unrolled step.
 
     Called directly, batch norms in training mode move the running statistics of `net.buffers` each time a step is
@@ -89,12 +104,7 @@ def stateless(net: NetworkState) -> Callable[[Tensor, Mapping[str, Tensor]], Ten
     Returns:
         `(images, weights) -> logits`, computed with copies of the present buffers.
     """
-
-    def logits(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-        buffers = {name: buffer.clone() for name, buffer in net.buffers.items()}
-        return functional_call(net.module, ({**weights}, buffers), (x,))  # type: ignore[no-any-return]
-
-    return logits
+    return Stateless(net)
 
 
 def _check(start: Mapping[str, Tensor], lrs: Tensor, momentum: float, mode: str, keep: int | str) -> None:

@@ -36,7 +36,7 @@ def sweep(
     """
     # What stands there twice would receive its gradient twice.
     sources = list({id(x): x for x in inputs if x.requires_grad}.values())
-    checked = Rule(guarded(rule.loss, sources), rule.names, rule.momentum)
+    checked = Rule(guarded(rule.loss, sources), rule.names, rule.momentum, rule.kernel)
     plan = _Plan(checked, len(lrs), 1 if keep == "cpu" else keep, keep == "cpu", hessian)
     return list(_Sweep.apply(plan, lrs, *weights, *sources))
 
@@ -164,6 +164,11 @@ class _WayBack:
         self, s: int, weights: list[Tensor], cotangent: list[Tensor], hessian: bool
     ) -> tuple[list[Tensor], list[Tensor | None], list[Tensor | None]]:
         """The gradient of the step's loss, and the products of `cotangent` with its derivatives."""
+        if self.plan.rule.kernel is not None:
+            with torch.enable_grad():
+                found = self.plan.rule.kernel.products(weights, s, cotangent, self.inputs)
+            if found is not None:
+                return found if hessian else (found[0], [None] * len(weights), found[2])
         leaves = leaves_of(weights)
         targets = [*leaves, *self.inputs] if hessian else self.inputs
         with torch.enable_grad():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,10 +12,26 @@ from torch.utils.checkpoint import checkpoint
 
 from dcf.errors import UsageError
 
-__all__ = ["Loss", "Rule", "State", "advance", "leaves_of", "record", "walk"]
+__all__ = ["Loss", "Rule", "State", "StepKernel", "advance", "leaves_of", "record", "walk"]
 
 #: The training loss of one step: weights by name and the number of the step to a scalar.
 Loss = Callable[[Mapping[str, Tensor], int], Tensor]
+
+
+#: The products of a step: its gradient, what the weights before it receive, and what the inputs receive.
+StepProducts = tuple[list[Tensor], list[Tensor | None], list[Tensor | None]]
+
+
+class StepKernel(Protocol):
+    """A quicker way to the derivatives of the loss of a step; each method may answer None for the plain way."""
+
+    def gradient(self, weights: Sequence[Tensor], s: int) -> list[Tensor] | None:
+        """Gradient of the loss of step s, constants."""
+
+    def products(
+        self, weights: Sequence[Tensor], s: int, cotangent: Sequence[Tensor], inputs: Sequence[Tensor]
+    ) -> StepProducts | None:
+        """The gradient, and the products of `cotangent` with its derivatives by weights and by `inputs`."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +42,20 @@ class Rule:
         loss: Of a step.
         names: Of the weights, in order.
         momentum: Of SGD.
+        kernel: A quicker way to the same derivatives, if there is one.
     """
 
     loss: Loss
     names: tuple[str, ...]
     momentum: float
+    kernel: StepKernel | None = None
 
     def gradient(self, weights: Sequence[Tensor], s: int, create_graph: bool = False) -> list[Tensor]:
         """Of the loss of step s at weights that require gradients; zero where the loss does not depend on one."""
+        if self.kernel is not None and not create_graph:
+            found = self.kernel.gradient(weights, s)
+            if found is not None:
+                return found
         value = self.loss(dict(zip(self.names, weights, strict=True)), s)
         if value.ndim or not value.requires_grad:
             detail = "" if value.requires_grad else " without a gradient"

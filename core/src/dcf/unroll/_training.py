@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import torch
 from torch import Tensor
 
+from dcf import compiled
+from dcf.networks.base import NetworkState
 from dcf.training import cross_entropy
 from dcf.types import Batch
+from dcf.unroll._steps import StepProducts
 
 if TYPE_CHECKING:
     from dcf.unroll import Mode
@@ -48,11 +53,51 @@ def train_on(
 
     x, y = data
 
-    def loss(weights: Mapping[str, Tensor], s: int) -> Tensor:
+    def batch_of(s: int) -> Batch:
         batch = Batch(x[steps[s]], y[steps[s]])
-        if augment is not None:
-            batch = augment(batch, s)
+        return batch if augment is None else augment(batch, s)
+
+    def loss(weights: Mapping[str, Tensor], s: int) -> Tensor:
+        batch = batch_of(s)
         return cross_entropy(logits(batch.x, weights), batch.y)
 
+    net = getattr(logits, "net", None)
+    kernel = None if net is None else _NetworkSteps(net, batch_of, len(steps))
     learned = [tensor for tensor in (x, y) if tensor.requires_grad]
-    return unroll(loss, start, lrs, learned, momentum=momentum, mode=mode, keep=keep)
+    return unroll(loss, start, lrs, learned, momentum=momentum, mode=mode, keep=keep, kernel=kernel)
+
+
+@dataclass(frozen=True)
+class _NetworkSteps:
+    """Compiled derivatives of the steps of a network, where they are to be had; see `dcf.compiled`.
+
+    Attributes:
+        net: The network.
+        batch: From the number of a step to its batch, differentiable.
+        count: Steps.
+    """
+
+    net: NetworkState
+    batch: Callable[[int], Batch]
+    count: int
+
+    def gradient(self, weights: Sequence[Tensor], s: int) -> list[Tensor] | None:
+        """See `dcf.unroll.StepKernel`."""
+        with torch.no_grad():
+            batch = self.batch(s)
+        return compiled.weight_gradients(self.net, weights, batch.x, batch.y, self.count)
+
+    def products(
+        self, weights: Sequence[Tensor], s: int, cotangent: Sequence[Tensor], inputs: Sequence[Tensor]
+    ) -> StepProducts | None:
+        """See `dcf.unroll.StepKernel`."""
+        batch = self.batch(s)
+        found = compiled.gradient_products(self.net, weights, batch.x, batch.y, cotangent, self.count)
+        if found is None:
+            return None
+        pairs = [(t, g) for t, g in ((batch.x, found.images), (batch.y, found.labels)) if t.requires_grad]
+        to_inputs: list[Tensor | None] = [None] * len(inputs)
+        if pairs and inputs:
+            outputs, factors = zip(*pairs, strict=True)
+            to_inputs = list(torch.autograd.grad(outputs, inputs, factors, allow_unused=True))
+        return found.gradients, list(found.weights), to_inputs

@@ -1,0 +1,160 @@
+"""Compiled kernels: the parts of a run that take the time, made ahead for a network and a size of batch.
+
+A kernel computes convolutions in bf16 on the units that the processor has for products of matrices, everything else in
+fp32, and fuses what lies between them. Kernels are for gradients and embeddings of real images, for training, and for
+steps of unrolled training. Every function here returns None where no kernel is to be had, and the caller computes the
+plain way:
+
+* with `--precision strict`, on a GPU, or on a processor without bf16 matrix units (AMX);
+* where compiling takes longer than it saves: that is decided by counting operations, never by the clock, so that a run
+  that is resumed decides the same;
+* for networks that have state, draw random numbers, or do not compile; this is said once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dcf.compiled._kernels import Kind, kernel_for
+from dcf.compiled._rules import processor_suits, worthwhile
+from dcf.networks.base import NetworkState
+
+__all__ = [
+    "LossGradients",
+    "Products",
+    "allowed",
+    "embed",
+    "expected",
+    "gradient_products",
+    "loss_gradients",
+    "weight_gradients",
+]
+
+_ALLOWED: ContextVar[bool] = ContextVar("allowed", default=False)
+_TIMES: ContextVar[int] = ContextVar("times", default=1)
+
+
+class LossGradients(NamedTuple):
+    """Mean cross-entropy of a batch, its logits `(N, K)`, and its gradient, one tensor for each weight; constants."""
+
+    loss: Tensor
+    logits: Tensor
+    gradients: list[Tensor]
+
+
+class Products(NamedTuple):
+    """What a cotangent c of the gradient g of a batch's loss comes to.
+
+    Attributes:
+        gradients: g, one tensor for each weight.
+        weights: The gradient of `<c, g>` in each weight (the product of the Hessian and c).
+        images: That in the images, `(N, C, H, W)`.
+        labels: That in the labels, `(N, K)`; None where they are class indices.
+    """
+
+    gradients: list[Tensor]
+    weights: list[Tensor]
+    images: Tensor
+    labels: Tensor | None
+
+
+@contextmanager
+def allowed(precision: Literal["default", "strict"], device: torch.device) -> Iterator[None]:
+    """Allow kernels within the context, where precision and device do.
+
+    Args:
+        precision: Of the run.
+        device: Where it computes.
+    """
+    token = _ALLOWED.set(precision == "default" and device.type == "cpu" and processor_suits())
+    try:
+        yield
+    finally:
+        _ALLOWED.reset(token)
+
+
+@contextmanager
+def expected(times: int) -> Iterator[None]:
+    """Say how often what happens within the context happens in all, such as the iterations of a run."""
+    token = _TIMES.set(max(1, times))
+    try:
+        yield
+    finally:
+        _TIMES.reset(token)
+
+
+def embed(net: NetworkState, images: Tensor, calls: int = 1) -> Tensor | None:
+    """Embeddings `(N, F)` of images `(N, C, H, W)`, constants; None where they are to be computed the plain way.
+
+    Args:
+        net: The network at its present weights.
+        images: In the dataset's value space.
+        calls: How often the caller asks in what `expected` counts.
+    """
+    if torch.is_grad_enabled() or not _wanted(Kind.EMBED, net, images, calls):
+        return None
+    found = kernel_for(Kind.EMBED, net, [images.detach()], net.parameters())
+    return None if found is None else found[0]
+
+
+def loss_gradients(net: NetworkState, images: Tensor, labels: Tensor, calls: int = 1) -> LossGradients | None:
+    """Loss, logits and gradients of a batch at the network's weights; None: compute them the plain way.
+
+    Args:
+        net: The network at its present weights.
+        images: `(N, C, H, W)`; treated as constants.
+        labels: `(N,)` class indices or `(N, K)` probabilities; likewise.
+        calls: How often the caller asks in what `expected` counts.
+    """
+    if not _wanted(Kind.GRADIENT, net, images, calls):
+        return None
+    found = kernel_for(Kind.GRADIENT, net, [images.detach(), labels.detach()], net.parameters())
+    return None if found is None else LossGradients(found[0], found[1], found[2:])
+
+
+def weight_gradients(
+    net: NetworkState, weights: Sequence[Tensor], images: Tensor, labels: Tensor, calls: int = 1
+) -> list[Tensor] | None:
+    """As `loss_gradients`, at weights that are given, in order of `net.params`; the gradients alone."""
+    if not _wanted(Kind.GRADIENT, net, images, calls):
+        return None
+    found = kernel_for(Kind.GRADIENT, net, [images.detach(), labels.detach()], weights)
+    return None if found is None else found[2:]
+
+
+def gradient_products(
+    net: NetworkState,
+    weights: Sequence[Tensor],
+    images: Tensor,
+    labels: Tensor,
+    cotangent: Sequence[Tensor],
+    calls: int = 1,
+) -> Products | None:
+    """The gradient g of a batch's loss at given weights, and the derivatives of `<c, g>`; None: the plain way.
+
+    Args:
+        net: The network.
+        weights: One for each weight, in order of `net.params`.
+        images: `(N, C, H, W)`.
+        labels: `(N,)` class indices or `(N, K)` probabilities.
+        cotangent: c, one tensor for each weight.
+        calls: How often the caller asks in what `expected` counts.
+    """
+    if not _wanted(Kind.PRODUCTS, net, images, calls):
+        return None
+    found = kernel_for(Kind.PRODUCTS, net, [images.detach(), labels.detach(), *cotangent], weights)
+    if found is None:
+        return None
+    n = len(weights)
+    soft = labels.is_floating_point()
+    return Products(found[:n], found[n : 2 * n], found[2 * n], found[2 * n + 1] if soft else None)
+
+
+def _wanted(kind: Kind, net: NetworkState, images: Tensor, calls: int) -> bool:
+    return _ALLOWED.get() and images.dtype == torch.float32 and worthwhile(kind, net, images, calls * _TIMES.get())

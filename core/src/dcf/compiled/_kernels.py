@@ -1,0 +1,163 @@
+"""Making kernels, once for a network and a size of batch, and finding them again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional as F
+
+from dcf.compiled._lower import Lowered
+from dcf.compiled._rules import Kind
+from dcf.data.cache import cache_dir
+from dcf.networks.base import NetworkState
+
+__all__ = ["Kind", "kernel_for"]
+
+log = logging.getLogger(__name__)
+
+#: From data and weights to the results.
+Kernel = Callable[..., tuple[Tensor, ...]]
+
+#: Kernels by what they are for; None where one could not be made, which is not tried again.
+_MADE: dict[Hashable, Kernel | None] = {}
+#: What a kernel may differ by from the plain way, relative to the norm of all results together. bf16 costs some
+#: percent where a gradient nearly cancels; a network that was misunderstood is off by its whole size.
+_DIFFERENCE: Final = 0.3
+
+
+def kernel_for(kind: Kind, net: NetworkState, data: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor] | None:
+    """What a kernel makes of data and weights, made now if there is none yet; None where none can be made.
+
+    Args:
+        kind: Of the kernel.
+        net: The network, which must know what it was made from.
+        data: Images first, then labels, then cotangents, as `kind` needs them.
+        weights: In order of `net.params`.
+    """
+    if net.origin is None or net.buffers:
+        return None
+    key = (kind, net.origin, net.module.training, tuple((t.shape, t.dtype) for t in data))
+    inputs = [*data, *(w.detach() for w in weights)]
+    if key not in _MADE:
+        _MADE[key] = _make(kind, net, len(data), inputs)
+    kernel = _MADE[key]
+    if kernel is None:
+        return None
+    with torch.no_grad():
+        return list(kernel(*inputs))
+
+
+def _make(kind: Kind, net: NetworkState, data: int, inputs: list[Tensor]) -> Kernel | None:
+    if any(isinstance(m, nn.modules.dropout._DropoutNd) for m in net.module.modules()):
+        return None
+    plain = _FUNCTIONS[kind](net, data)
+    began = time.monotonic()
+    log.info("compiling a kernel for %d images of %s, once", len(inputs[0]), tuple(inputs[0].shape[1:]))
+    try:
+        with _quiet():
+            kernel = _compiled(plain, inputs)
+            found, wanted = kernel(*inputs), plain(*_leaves(inputs))
+    except Exception as problem:  # compilers fail in many ways, and a run can do without
+        reason = (str(problem).strip().splitlines() or [""])[0][:120]
+        log.warning("no compiled kernels: %s: %s; computing the plain way", type(problem).__name__, reason)
+        return None
+    off = _difference(found, wanted)
+    if not off <= _DIFFERENCE:
+        log.warning("the compiled kernel of this network is off by %.2g; computing the plain way", off)
+        return None
+    log.debug("compiled in %.1f s; off by %.2g", time.monotonic() - began, off)
+    return kernel
+
+
+def _compiled(plain: Kernel, inputs: list[Tensor]) -> Kernel:
+    def lowered(*tensors: Tensor) -> tuple[Tensor, ...]:
+        with Lowered():
+            return plain(*tensors)
+
+    graph = make_fx(lowered)(*_leaves(inputs))
+    if any("rand" in str(node.target) or "dropout" in str(node.target) for node in graph.graph.nodes):
+        raise ValueError("the network draws random numbers")
+    kernel: Kernel = torch.compile(graph, dynamic=False)
+    with torch.no_grad():
+        kernel(*inputs)
+    return lambda *tensors: _without_graph(kernel, tensors)
+
+
+def _without_graph(kernel: Kernel, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    with torch.no_grad():
+        return tuple(kernel(*tensors))
+
+
+def _leaves(inputs: Sequence[Tensor]) -> list[Tensor]:
+    return [t.detach().requires_grad_(t.is_floating_point()) for t in inputs]
+
+
+def _difference(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """Norm of the difference relative to that of what is wanted; NaN where anything is not finite."""
+    apart = [(a.float() - b.detach().float()).square().sum() for a, b in zip(found, wanted, strict=True)]
+    size = torch.stack([b.detach().float().square().sum() for b in wanted]).sum()
+    return float((torch.stack(apart).sum() / size.clamp(min=torch.finfo(size.dtype).tiny)).sqrt())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what is compiled in the folder of caches, and the compiler's talk about GPUs to itself."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))
+    talkative = logging.getLogger("torch.utils.cpp_extension")
+    level = talkative.level
+    talkative.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        talkative.setLevel(level)
+
+
+# --- the functions, in the plain way ------------------------------------------------------------
+
+
+def _embedding(net: NetworkState, data: int) -> Kernel:
+    def embedding(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return (net(x, dict(zip(net.params, weights, strict=True)), embed=True),)
+
+    return embedding
+
+
+def _gradient(net: NetworkState, data: int) -> Kernel:
+    def gradient(x: Tensor, y: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            logits = net(x, dict(zip(net.params, weights, strict=True)))
+            loss = F.cross_entropy(logits, y)
+            found = torch.autograd.grad(loss, weights, materialize_grads=True)
+        return (loss.detach(), logits.detach(), *found)
+
+    return gradient
+
+
+def _products(net: NetworkState, data: int) -> Kernel:
+    def products(x: Tensor, y: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        cotangent, weights = rest[: data - 2], rest[data - 2 :]
+        soft = (y,) if y.is_floating_point() else ()
+        with torch.enable_grad():
+            loss = F.cross_entropy(net(x, dict(zip(net.params, weights, strict=True))), y)
+            gradient = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
+            dot = torch.stack([(g * c).sum() for g, c in zip(gradient, cotangent, strict=True)]).sum()
+            found = torch.autograd.grad(dot, (*weights, x, *soft), materialize_grads=True)
+        return (*(g.detach() for g in gradient), *found)
+
+    return products
+
+
+_FUNCTIONS: Final[dict[Kind, Callable[[NetworkState, int], Any]]] = {
+    Kind.EMBED: _embedding,
+    Kind.GRADIENT: _gradient,
+    Kind.PRODUCTS: _products,
+}

@@ -1,0 +1,96 @@
+"""Whether a kernel pays: what the processor can do, and how many operations are ahead."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from dcf.networks.base import NetworkState
+
+__all__ = ["Kind", "multiplications", "processor_suits", "worthwhile"]
+
+
+class Kind(Enum):
+    """What a kernel computes: its passes through the network, and the multiplications from which it pays.
+
+    The least number is about what a core does in the time that compiling takes (10, 40 and 60 seconds), as measured on
+    a Xeon with AMX: 80 GFLOP/s.
+    """
+
+    EMBED = (1, 0.4e12)
+    GRADIENT = (3, 1.6e12)
+    PRODUCTS = (9, 2.4e12)
+
+    @property
+    def passes(self) -> int:
+        """Forward passes that it costs as much as."""
+        return self.value[0]
+
+    @property
+    def least(self) -> float:
+        """Multiplications in all from which it is made."""
+        return self.value[1]
+
+
+@functools.cache
+def processor_suits() -> bool:
+    """Whether the processor multiplies matrices in bf16 (AMX)."""
+    try:
+        return platform.machine() == "x86_64" and "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def worthwhile(kind: Kind, net: NetworkState, images: Tensor, calls: int) -> bool:
+    """Whether so many calls with such images have as much to do as pays for making the kernel.
+
+    Args:
+        kind: The kernel.
+        net: The network.
+        images: `(N, C, H, W)`, those of one call.
+        calls: In all.
+    """
+    shape = tuple(int(n) for n in images.shape[1:])
+    return len(images) * calls * kind.passes * multiplications(net, shape) >= kind.least
+
+
+def multiplications(net: NetworkState, shape: tuple[int, ...]) -> int:
+    """Multiplications of the convolutions and linear layers for one image of `shape`, counted once for a network."""
+    known = net.module.__dict__.setdefault("_multiplications", {})
+    if shape not in known:
+        known[shape] = _count(net, shape)
+    return int(known[shape])
+
+
+def _count(net: NetworkState, shape: tuple[int, ...]) -> int:
+    total = 0
+
+    def add(module: Any, inputs: Any, output: Tensor) -> None:
+        nonlocal total
+        weight = module.weight
+        total += output.numel() * weight[0].numel() // 2
+
+    layers = [m for m in net.module.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Linear))]
+    handles = [layer.register_forward_hook(add) for layer in layers]
+    kept = {name: buffer.clone() for name, buffer in net.buffers.items()}
+    device = next(iter(net.params.values())).device
+    dtype = next(iter(net.params.values())).dtype
+    try:
+        with torch.no_grad():
+            net(torch.zeros(_PROBES, *shape, device=device, dtype=dtype))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name, buffer in kept.items():
+            net.buffers[name].copy_(buffer)
+    return total
+
+
+#: Batch norms refuse a single image.
+_PROBES: Final = 2

@@ -1,0 +1,259 @@
+"""Compiled kernels: when there is one, that it computes the same, and what happens where there can be none."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dcf import compiled
+from dcf.compiled import _kernels, _rules
+from dcf.compiled._lower import Lowered
+from dcf.compiled._rules import Kind, multiplications, worthwhile
+from dcf.matching import class_embedding_means, class_gradients
+from dcf.networks.base import NetworkState
+from dcf.networks.convnet import ConvNetFactory
+from dcf.networks.options import ConvNetConfig
+from dcf.seeding import generator
+from dcf.testing import fake_spec
+from dcf.testing.fakes import TinyFactory
+from dcf.training import Schedule, train
+from dcf.types import Batch
+from dcf.unroll import stateless, train_on
+
+SPEC = fake_spec(classes=3)
+CPU = torch.device("cpu")
+
+
+def net_of(**options):
+    return ConvNetFactory(ConvNetConfig(width=8, depth=2, **options)).create(SPEC, 0, "net")
+
+
+def images(n, *stream):
+    return torch.randn(n, *SPEC.shape, generator=generator(0, "images", *stream))
+
+
+@pytest.fixture
+def anywhere(monkeypatch):
+    """A processor that suits, and kernels that pay however little there is to do."""
+    monkeypatch.setattr(compiled, "processor_suits", lambda: True)
+    monkeypatch.setattr(compiled, "worthwhile", lambda *_: True)
+    monkeypatch.setattr(_kernels, "_MADE", {})
+
+
+@pytest.fixture
+def uncompiled(anywhere, monkeypatch):
+    """Kernels that are traced and lowered, but not compiled."""
+    monkeypatch.setattr(torch, "compile", lambda graph, dynamic: graph)
+
+
+@pytest.fixture
+def exact(uncompiled, monkeypatch):
+    """Kernels that round nothing, so that what is around them can be held to fp32."""
+    monkeypatch.setattr(_kernels, "Lowered", contextlib.nullcontext)
+
+
+# --- whether there is one ---------------------------------------------------------------------------
+
+
+def test_without_permission_there_is_none(anywhere):
+    net, x = net_of(), images(4)
+    assert compiled.loss_gradients(net, x, torch.zeros(4, dtype=torch.long)) is None
+    with compiled.allowed("strict", CPU):
+        assert compiled.loss_gradients(net, x, torch.zeros(4, dtype=torch.long)) is None
+
+
+def test_gpus_and_other_processors_have_none(monkeypatch, uncompiled):
+    y = torch.zeros(4, dtype=torch.long)
+    with compiled.allowed("default", torch.device("cuda")):
+        assert compiled.loss_gradients(net_of(), images(4), y) is None
+    monkeypatch.setattr(compiled, "processor_suits", lambda: False)
+    with compiled.allowed("default", CPU):
+        assert compiled.loss_gradients(net_of(), images(4), y) is None
+
+
+def test_work_is_counted_as_published():
+    spec = SimpleNamespace(channels=3, height=32, width=32, shape=(3, 32, 32), num_classes=10)
+    state = NetworkState(ConvNetFactory().build(spec))
+    # 101.5 million operations a forward pass of the standard network, of which half are multiplications.
+    assert 2 * multiplications(state, (3, 32, 32)) == pytest.approx(101.5e6, rel=0.02)
+
+
+def test_what_pays_follows_the_number_of_calls():
+    net, x = net_of(), images(100)
+    each = 100 * multiplications(net, SPEC.shape)
+    enough = int(Kind.EMBED.least / each) + 1
+    assert worthwhile(Kind.EMBED, net, x, enough)
+    assert not worthwhile(Kind.EMBED, net, x, enough - 1)
+
+
+def test_expected_repetitions_multiply_the_calls(monkeypatch, uncompiled):
+    asked = []
+    monkeypatch.setattr(compiled, "worthwhile", lambda kind, net, x, calls: asked.append(calls) or False)
+    with compiled.allowed("default", CPU), compiled.expected(7), torch.no_grad():
+        compiled.embed(net_of(), images(2), calls=3)
+    assert asked == [21]
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        pytest.param(net_of(norm="batch"), id="state"),
+        pytest.param(NetworkState(net_of().module), id="unknown-origin"),
+    ],
+)
+def test_networks_that_do_not_suit_have_none(net, uncompiled):
+    with compiled.allowed("default", CPU):
+        assert compiled.loss_gradients(net, images(4), torch.zeros(4, dtype=torch.long)) is None
+
+
+class Random(TinyFactory):
+    def build(self, spec):
+        net = super().build(spec)
+        net.conv = nn.Sequential(net.conv, nn.Dropout())
+        return net
+
+
+def test_networks_that_draw_have_none(uncompiled):
+    with compiled.allowed("default", CPU):
+        net = Random().create(SPEC, 0, "net")
+        assert compiled.loss_gradients(net, images(4), torch.zeros(4, dtype=torch.long)) is None
+
+
+def test_a_compiler_that_fails_is_told_once_and_the_run_goes_on(anywhere, monkeypatch, caplog):
+    def broken(graph, dynamic):
+        raise RuntimeError("no compiler here\nand more")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with compiled.allowed("default", CPU), caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert compiled.loss_gradients(net_of(), images(4), torch.zeros(4, dtype=torch.long)) is None
+    assert [r.message for r in caplog.records] == [
+        "no compiled kernels: RuntimeError: no compiler here; computing the plain way"
+    ]
+
+
+def test_a_kernel_that_computes_something_else_is_not_used(anywhere, monkeypatch, caplog):
+    monkeypatch.setattr(torch, "compile", lambda graph, dynamic: lambda *t: [2 * r for r in graph(*t)])
+    with compiled.allowed("default", CPU), caplog.at_level(logging.WARNING):
+        assert compiled.loss_gradients(net_of(), images(4), torch.zeros(4, dtype=torch.long)) is None
+    assert "is off by" in caplog.text
+
+
+def test_processor_is_looked_up_without_failing(monkeypatch):
+    _rules.processor_suits.cache_clear()
+    monkeypatch.setattr(_rules.platform, "machine", lambda: "riscv64")
+    assert not _rules.processor_suits()
+    _rules.processor_suits.cache_clear()
+
+
+# --- what it computes -------------------------------------------------------------------------------
+
+
+def close(found, wanted, tolerance=0.05):
+    apart = torch.cat([(a.detach() - b.detach()).flatten() for a, b in zip(found, wanted, strict=True)]).norm()
+    return float(apart / torch.cat([b.detach().flatten() for b in wanted]).norm()) < tolerance
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_plain_group_norm_is_the_librarys(groups):
+    x, weight, bias = torch.randn(3, 4, 5, 5, dtype=torch.float64), torch.rand(4).double(), torch.rand(4).double()
+    with Lowered():
+        found = F.group_norm(x, groups, weight, bias, 1e-5)
+    assert torch.allclose(found, F.group_norm(x, groups, weight, bias, 1e-5), atol=1e-12)
+
+
+def test_only_convolutions_are_rounded():
+    x, weight = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
+    with Lowered():
+        rounded, linear = F.conv2d(x, weight, padding=1), F.linear(x.flatten(1), torch.ones(1, 192))
+    wanted = F.conv2d(x, weight, padding=1)
+    assert rounded.dtype == torch.float32
+    assert 1e-4 < float((rounded - wanted).norm() / wanted.norm()) < 1e-2
+    assert torch.equal(linear, F.linear(x.flatten(1), torch.ones(1, 192)))
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_training_and_matching_use_kernels_and_agree(exact, soft):
+    net = net_of()
+    x = torch.stack([images(6, c) for c in range(3)])
+    y = torch.arange(3)[:, None].expand(-1, 6)
+    y = F.one_hot(y, 3) * 0.8 + 0.1 if soft else y
+    wanted = class_gradients(net, x, y)
+    means = class_embedding_means(net, x)
+    with compiled.allowed("default", CPU):
+        assert close(class_gradients(net, x, y), wanted, 1e-5)
+        with torch.no_grad():
+            assert close([class_embedding_means(net, x)], [means], 1e-5)
+    assert len(_kernels._MADE) == 2
+    assert all(_kernels._MADE.values())
+
+
+def test_what_is_differentiated_further_is_computed_the_plain_way(uncompiled):
+    x = torch.stack([images(6, c) for c in range(3)]).requires_grad_()
+    with compiled.allowed("default", CPU):
+        class_gradients(net_of(), x, torch.arange(3)[:, None].expand(-1, 6), create_graph=True)
+        class_embedding_means(net_of(), x)
+    assert _kernels._MADE == {}
+
+
+def trained():
+    net, x, y = net_of(), images(12), torch.arange(12) % 3
+    result = train(net, lambda i: Batch(x[i], y[i]), lambda _: torch.arange(12), Schedule.constant(0.05, 3), tally=True)
+    return net, result
+
+
+def test_training_with_kernels_is_training(exact):
+    plain, told = trained()
+    with compiled.allowed("default", CPU):
+        net, found = trained()
+    assert len(_kernels._MADE) == 1
+    assert close(net.parameters(), plain.parameters(), 1e-5)
+    assert float(found.loss) == pytest.approx(float(told.loss), rel=1e-4)
+    assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize("mode", ["adjoint", "tesla"])
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_unrolled_training_with_kernels_has_the_gradients(exact, mode, momentum):
+    def gradients():
+        net, x = net_of(), images(6).requires_grad_()
+        y = (F.one_hot(torch.arange(6) % 3, 3) * 0.8 + 0.1).requires_grad_()
+        lr = torch.full((4,), 0.1, requires_grad=True)
+        steps = [torch.tensor([s, (s + 1) % 6, (s + 3) % 6]) for s in range(4)]
+        start = {name: p.detach() for name, p in net.params.items()}
+        final = train_on(
+            stateless(net), start, Batch(x, y), steps, lr, momentum=momentum, mode=mode,
+            augment=lambda batch, s: Batch(batch.x * (1 + 0.1 * s), batch.y),
+        )  # fmt: skip
+        torch.stack([(w - 1).square().sum() for w in final.values()]).sum().backward()
+        return [x.grad, y.grad, lr.grad]
+
+    wanted = gradients()
+    with compiled.allowed("default", CPU):
+        found = gradients()
+    assert {key[0] for key in _kernels._MADE} == {Kind.GRADIENT, Kind.PRODUCTS}
+    for a, b in zip(found, wanted, strict=True):
+        assert close([a], [b], 1e-4)
+
+
+@pytest.mark.slow
+def test_really_compiled_kernels_agree_and_are_the_same_each_time(anywhere, tmp_path, monkeypatch):
+    monkeypatch.setenv("DCF_CACHE", str(tmp_path))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    net, x, y = net_of(), images(6), torch.arange(6) % 3
+    with Lowered():
+        wanted = torch.autograd.grad(F.cross_entropy(net(x), y), net.parameters())
+    with compiled.allowed("default", CPU):
+        first = compiled.loss_gradients(net, x, y)
+        again = compiled.loss_gradients(net, x, y)
+    if first is None:
+        pytest.skip("no C++ compiler here")
+    assert close(first.gradients, wanted, 0.01)
+    assert all(torch.equal(a, b) for a, b in zip(first.gradients, again.gradients, strict=True))
+    assert any((tmp_path / "compiled").iterdir())
