@@ -12,6 +12,7 @@ SPECS = {
     ("evaluator", "cross-arch"): "cross-arch:pool=[mlp]",
     ("network", "torchvision"): "torchvision:resnet18",
     ("network", "convnet"): "convnet:width=8,depth=2",
+    ("network", "densenet"): "densenet:growth=2",
     ("dataset", "python"): "python:dcf.testing.fake_data",
     ("dataset", "subset"): "subset:base=(digits),classes=[0,1,2],per_class=20",
     ("dataset", "nuisance"): "nuisance:base=(digits),background=(digits),mode=pool,signal=0.1",
@@ -44,7 +45,7 @@ SKIPPED = dict.fromkeys(
 )
 
 #: What takes more than a second, all checks together.
-SLOW = {("network", name) for name in ("alexnet", "vgg", "resnet18", "torchvision")}
+SLOW = {("network", name) for name in ("alexnet", "vgg", "resnet10", "resnet18", "densenet", "torchvision")}
 
 
 def installed():

@@ -25,6 +25,7 @@ SHORT = ["dc", "dm", "dd", "ld"]
 ALLOWED = {
     # Pools of architectures are called after the published tables they come from, as protocols are.
     ("networks/names.py", "mtt"): "the pool of the cross-architecture table of that paper",
+    ("networks/names.py", "idc"): "the pool of the cross-architecture table of that paper",
     ("networks/names.py", "haba"): "the pool of the cross-architecture table of that paper",
     # A way to differentiate through training that any method may choose, known under no other name.
     ("unroll/__init__.py", "tesla"): "the name of a mode, and where it stands in messages",

@@ -11,11 +11,13 @@ from torch.nn import functional as F
 from dcf.config import validate
 from dcf.errors import ConfigError, UsageError
 from dcf.networks.convnet import ConvNet, ConvNetFactory, auto_depth
+from dcf.networks.densenet import DenseNetFactory
 from dcf.networks.layers import GroupNorm, Pool, activation_layer, dry_shape, norm_layer
 from dcf.networks.literature import (
     AlexNetFactory,
     LeNetFactory,
     MLPFactory,
+    ResNet10Factory,
     ResNet18Factory,
     VGGFactory,
 )
@@ -31,6 +33,8 @@ FACTORIES = {
     "lenet": LeNetFactory,
     "alexnet": AlexNetFactory,
     "vgg": VGGFactory,
+    "resnet10": ResNet10Factory,
+    "densenet": DenseNetFactory,
     "resnet18": ResNet18Factory,
 }
 
@@ -165,6 +169,18 @@ def test_pools_are_the_published_ones():
         assert [repr(n) for n in nets[pool]] == [repr(hollow(REFERENCE_NAMES[name], 3, 32, 32)) for name in names]
 
 
+def test_smaller_relatives_have_the_size_of_torchvisions_apart_from_the_stem():
+    from torchvision.models import DenseNet, ResNet
+    from torchvision.models.resnet import BasicBlock
+
+    with torch.device("meta"):
+        residual = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10)
+        dense = DenseNet(12, (6, 12, 24, 16), 24, num_classes=10)
+    smaller_stem = 3 * 64 * (7 * 7 - 3 * 3)
+    assert count(hollow("resnet10:norm=batch", 3, 32, 32)) == count(residual) - smaller_stem
+    assert count(hollow("densenet", 3, 32, 32)) == count(dense) - 3 * 24 * (7 * 7 - 3 * 3) - 2 * 24  # no norm after it
+
+
 ODD_SHAPES = [(1, 8, 8), (3, 20, 50), (2, 5, 7), (3, 1, 1), (1, 1, 1), (4, 1, 9), (3, 33, 31)]
 
 
@@ -179,7 +195,10 @@ def test_convnet_takes_any_image_size(shape, norm, pooling):
     torch.autograd.grad(state(x).sum(), x)
 
 
-@pytest.mark.parametrize("text", ["mlp", "lenet", "alexnet", "vgg", "resnet18", "resnet18:downsample=avgpool"])
+@pytest.mark.parametrize(
+    "text",
+    ["mlp", "lenet", "alexnet", "vgg", "resnet10", "resnet18", "resnet18:downsample=avgpool", "densenet:growth=2"],
+)
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 20, 50), (2, 5, 7), (3, 64, 64)])
 def test_other_networks_take_any_image_size(text, shape):
     assert dry_shape(hollow(text, *shape), shape) == (10,)
@@ -336,6 +355,8 @@ BLOCKS = {
     "convnet:width=4,depth=2,pooling=none,norm=none": [(4, 8, 8), (4, 8, 8)],
     "mlp": [(128,), (128,)],
     "lenet": [(6, 14, 14), (16, 5, 5), (120,), (84,)],
+    "resnet10": [(64, 8, 8), (128, 4, 4), (256, 2, 2), (512, 1, 1)],
+    "densenet:growth=2": [(16, 8, 8), (32, 4, 4), (64, 2, 2), (64, 1, 1)],
     "resnet18": [(64, 8, 8), (128, 4, 4), (256, 2, 2), (512, 1, 1)],
 }
 
@@ -346,7 +367,7 @@ def test_blocks_are_what_the_layers_between_them_give(text, shapes):
     x = images(2, 3, 8, 8)
     blocks = state.blocks(x)
     assert [tuple(block.shape[1:]) for block in blocks] == shapes
-    if text != "resnet18":  # which averages its last block
+    if not text.startswith(("resnet", "densenet")):  # which average their last block
         assert torch.equal(blocks[-1].flatten(1), state.embed(x))
     heavier = {name: 2 * p for name, p in state.params.items()}
     assert not torch.equal(state.blocks(x, heavier)[0], blocks[0])

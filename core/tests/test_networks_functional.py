@@ -10,11 +10,13 @@ from torch.nn import functional as F
 from dcf.config import validate
 from dcf.errors import UsageError
 from dcf.networks.convnet import ConvNetFactory
+from dcf.networks.densenet import DenseNetFactory
 from dcf.networks.layers import LayerSequence
 from dcf.networks.literature import (
     AlexNetFactory,
     LeNetFactory,
     MLPFactory,
+    ResNet10Factory,
     ResNet18Factory,
     VGGFactory,
 )
@@ -30,6 +32,8 @@ FACTORIES = {
     "lenet": LeNetFactory,
     "alexnet": AlexNetFactory,
     "vgg": VGGFactory,
+    "resnet10": ResNet10Factory,
+    "densenet": DenseNetFactory,
     "resnet18": ResNet18Factory,
 }
 
@@ -46,6 +50,7 @@ VARIANTS = [
     "alexnet:norm=batch",
     "vgg",
     "vgg:norm=batch",
+    "resnet10:norm=batch",
     "resnet18",
     "resnet18:norm=batch",
     "resnet18:downsample=avgpool",

@@ -170,6 +170,20 @@ _NETWORKS = (
     ),
     Component(
         Kind.NETWORK,
+        "resnet10",
+        "dcf.networks.literature:ResNet10Factory",
+        "ResNet10 for small images",
+        config="dcf.networks.options:ResNet10Config",
+    ),
+    Component(
+        Kind.NETWORK,
+        "densenet",
+        "dcf.networks.densenet:DenseNetFactory",
+        "DenseNet with 58 layers for small images",
+        config="dcf.networks.options:DenseNetConfig",
+    ),
+    Component(
+        Kind.NETWORK,
         "resnet18",
         "dcf.networks.literature:ResNet18Factory",
         "ResNet18 for small images",

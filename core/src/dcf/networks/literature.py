@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dcf.networks.base import Network, NetworkFactory
 from dcf.networks.layers import LayerSequence, Pool, dry_shape, norm_layer
-from dcf.networks.options import AlexNetConfig, Downsample, ResNet18Config, VGGConfig, VGGDepth
+from dcf.networks.options import AlexNetConfig, Downsample, ResNet10Config, ResNet18Config, VGGConfig, VGGDepth
 from dcf.types import DataSpec
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "LeNet",
     "LeNetFactory",
     "MLPFactory",
+    "ResNet10Factory",
     "ResNet18",
     "ResNet18Factory",
     "VGGFactory",
@@ -201,6 +202,7 @@ class ResNet18(Network):
         downsample: "stride": stride-2 convolutions and an average over all remaining pixels. "avgpool": 2x2 average
             pooling instead of strides (after the first ReLU of the block, and between convolution and norm of the
             shortcut), and no pooling at the end, so the embedding depends on the image size.
+        depth: Basic blocks of each stage: 2, or 1 in ResNet10.
     """
 
     def __init__(
@@ -209,6 +211,7 @@ class ResNet18(Network):
         num_classes: int,
         norm: Literal["instance", "batch"] = "instance",
         downsample: Downsample = "stride",
+        depth: Literal[1, 2] = 2,
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
@@ -217,7 +220,8 @@ class ResNet18(Network):
         pooled, inputs = downsample == "avgpool", 64
         for number, (channels, stride) in enumerate(((64, 1), (128, 2), (256, 2), (512, 2)), start=1):
             first = _BasicBlock(inputs, channels, stride, norm, pooled)
-            self.add_module(f"stage{number}", nn.Sequential(first, _BasicBlock(channels, channels, 1, norm, pooled)))
+            rest = [_BasicBlock(channels, channels, 1, norm, pooled) for _ in range(depth - 1)]
+            self.add_module(f"stage{number}", nn.Sequential(first, *rest))
             inputs = channels
         self.head = nn.Flatten() if pooled else _GlobalMean()
         self.classifier = nn.Linear(dry_shape(self, shape, embed=True)[0], num_classes)
@@ -290,3 +294,15 @@ class ResNet18Factory(NetworkFactory):
     def build(self, spec: DataSpec) -> ResNet18:
         """A network for images of `spec`."""
         return ResNet18(spec.shape, spec.num_classes, self.config.norm, self.config.downsample)
+
+
+class ResNet10Factory(NetworkFactory):
+    """The `resnet10` component: one block in each stage instead of two."""
+
+    Config = ResNet10Config
+
+    needs_preflight: ClassVar[bool] = False
+
+    def build(self, spec: DataSpec) -> ResNet18:
+        """A network for images of `spec`."""
+        return ResNet18(spec.shape, spec.num_classes, self.config.norm, self.config.downsample, depth=1)

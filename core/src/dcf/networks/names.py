@@ -77,6 +77,7 @@ POOLS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
             "convnet:norm=group",
         ),
         "mtt": ("convnet", "alexnet", "vgg:depth=11", "resnet18:downsample=avgpool", "resnet18"),
+        "idc": ("convnet", "resnet10:norm=batch", "densenet"),
         "haba": ("convnet", "alexnet", "vgg:depth=11", "resnet18"),
         "dcbench": ("mlp", "convnet:depth=1", "convnet:depth=2", "convnet", "convnet:depth=4", "alexnet", "resnet18"),
     }

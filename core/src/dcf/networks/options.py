@@ -13,9 +13,11 @@ __all__ = [
     "Activation",
     "AlexNetConfig",
     "ConvNetConfig",
+    "DenseNetConfig",
     "Downsample",
     "Norm",
     "Pooling",
+    "ResNet10Config",
     "ResNet18Config",
     "TorchvisionConfig",
     "VGGConfig",
@@ -83,6 +85,17 @@ class ResNet18Config(Config):
     downsample: Downsample = Field(
         "stride", description="how maps shrink: stride-2 convolutions, or 2x2 average pooling (the AP variant)"
     )
+
+
+class ResNet10Config(ResNet18Config):
+    """Defaults: as those of the larger one, instance norm and stride-2 convolutions; published with norm=batch."""
+
+
+class DenseNetConfig(Config):
+    """Defaults: the size that condensed sets are tested on, with batch norm."""
+
+    growth: int = Field(12, ge=1, le=1024, description="channels that each layer adds")
+    norm: Literal["instance", "batch"] = Field("batch", description="normalisation before each convolution")
 
 
 class TorchvisionConfig(Config):
