@@ -193,3 +193,24 @@ def test_two_benches_do_not_work_in_one_place(tmp_path):
 
     with _locked(tmp_path), pytest.raises(RunError, match="another bench is running"), _locked(tmp_path):
         pass
+
+
+def test_a_finished_run_is_found_by_what_was_asked_for(tmp_path):
+    """What a run decides by itself and writes down must not change its key."""
+    import dcf
+
+    asked = {
+        "data": "digits",
+        "matcher": "none",
+        "iterations": 0,
+        "evaluate": False,
+        "network": "convnet:width=2,depth=1",
+    }
+    dcf.condense(out=tmp_path / "run", **asked)
+    written = from_toml(tmp_path / "run" / "config.toml")
+    assert cell_key(written, "digits", "0") == cell_key(RunConfig(**{**written.model_dump(), **DECIDED}), "digits", "0")
+    assert written.replicas == "auto"
+
+
+#: Settings that a run may fill in.
+DECIDED = {"class_chunk": "auto", "replicas": "auto", "device": "auto"}

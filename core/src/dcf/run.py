@@ -163,7 +163,9 @@ def start(
     with joined(prepared.data.train.device) as world:
         session = Session(prepared.config, prepared.data, prepared.matcher, prepared.objects, world)
         # What was decided by looking at the machine is written down, so that a resumed run decides the same.
-        decided = {"class_chunk": session.ctx.class_chunk, "replicas": session.engine.replicas}
+        decided = {"class_chunk": session.ctx.class_chunk}
+        if session.engine.replicas > 1:
+            decided["replicas"] = session.engine.replicas
         session.config = prepared.config.model_copy(update=decided)
         directory = world.from_first(directory)
         if directory is None or not world.first:
@@ -192,7 +194,7 @@ def resume(path: Path | str, listener: Listener | None = None) -> Outcome:
     request = resolve({k: v for k, v in config.model_dump().items() if k != "recipe"})
     prepared = prepare(request, listener)
     with joined(prepared.data.train.device) as world:
-        session = Session(config, prepared.data, prepared.matcher, world=world)
+        session = Session(config, prepared.data, prepared.matcher, world=world, resumed=True)
         if not world.first:
             return _begun(session, directory, world, listener)
         with directory.locked():

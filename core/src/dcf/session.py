@@ -93,6 +93,7 @@ class Session:
         matcher: Its matcher; made from the configuration where None.
         objects: Components that were given as objects, by role.
         world: Processes that work on the run together.
+        resumed: Whether the run was begun before, so that what it decided then stands in `config`.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Session:
         matcher: Matcher | None = None,
         objects: Mapping[str, Any] | None = None,
         world: World = ALONE,
+        resumed: bool = False,
     ) -> None:
         given = {role: getattr(config, role) for role in SPEC_ROLES} | dict(objects or {})
         self.config = config
@@ -127,7 +129,13 @@ class Session:
         )
         self.ctx.world = world
         self.engine = Engine(
-            self.ctx, self.matcher, config.lr, config.momentum, config.clip, config.optim, self._replicas(world)
+            self.ctx,
+            self.matcher,
+            config.lr,
+            config.momentum,
+            config.clip,
+            config.optim,
+            self._replicas(ALONE if resumed else world),
         )
 
     # --- building --------------------------------------------------------------------------------
