@@ -45,6 +45,7 @@ MODULES: Final = (
     "dcf.data",
     "dcf.evaluation",
     "dcf.estimate",
+    "dcf.report",
     "dcf.artifacts",
     "dcf.testing",
 )

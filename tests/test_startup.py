@@ -69,6 +69,7 @@ def test_modules_of_every_start_are_free_of_torch():
         "dcf.recipes",
         "dcf.rundir",
         "dcf.evaluation.protocol",
+        "dcf.report",
     ]
     code = "import importlib, sys; [importlib.import_module(n) for n in sys.argv[1:]]; print('torch' in sys.modules)"
     done = run("-c", code, *names)

@@ -153,6 +153,8 @@ CASES = [
         ["evaluate", "plain.safetensors", "--nets", "0"],
         ["--nets expects int >= 1 and <= 10000, got '0'"],
     ),
+    Case("report-views", ["report", "plain.safetensors", "--views", "0"], ["--views expects int >= 1, got '0'"]),
+    Case("report-form", ["report", "plain.safetensors", "--out", "a.pdf"], ["expected a file ending in .html"]),
     # --- files: the request was fine, the file is not: exit status 1 -------------------------------------------------
     Case("file-missing", ["info", "absent.safetensors"], ["no file 'absent.safetensors'"], code=1),
     Case("file-foreign", ["info", "junk.safetensors"], ["is not a condensed set"], code=1),
@@ -161,6 +163,8 @@ CASES = [
     Case("file-digits", ["info", "digits.safetensors"], ["damaged"], code=1),
     Case("evaluate-plain", ["evaluate", "plain.safetensors"], ["not a condensed set"], code=1),
     Case("preview-plain", ["preview", "plain.safetensors"], ["not a condensed set"], code=1),
+    Case("report-plain", ["report", "plain.safetensors"], ["not a condensed set"], code=1),
+    Case("report-nothing", ["report", "."], ["'.' holds neither a run nor a condensed set"], code=1),
     Case("resume-nothing", ["resume", "."], ["is not a run directory: it has no config.toml"], code=1),
     Case("folder-missing", condense("--data", "folder:path=/absent"), ["/absent"], code=1, torch=True),
 ]

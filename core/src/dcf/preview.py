@@ -13,7 +13,7 @@ from dcf.files import atomic_write
 from dcf.space import ValueSpace
 from dcf.synthetic import SyntheticSet
 
-__all__ = ["class_grid", "displayable", "save_picture", "save_preview", "tiled"]
+__all__ = ["class_grid", "displayable", "png", "save_picture", "save_preview", "thinned", "tiled"]
 
 #: Views a class that are shown, and rows at most: a picture of 200 classes with 80 views each helps nobody.
 _COLUMNS, _ROWS, _SIDE = 10, 40, 32
@@ -54,12 +54,12 @@ def class_grid(synthetic: SyntheticSet) -> Tensor:
     return tiled(torch.cat(tiles), columns)
 
 
-def tiled(tiles: Tensor, columns: int) -> Tensor:
+def tiled(tiles: Tensor, columns: int, side: int = _SIDE) -> Tensor:
     """`(C, H, W)` of `(rows * columns, C, h, w)` uint8 tiles, row by row, with grey lines between and around them.
 
-    Small tiles are enlarged by whole factors.
+    Tiles that are smaller than `side` pixels are enlarged by whole factors.
     """
-    factor = max(1, _SIDE // max(tiles.shape[-2:]))
+    factor = max(1, side // max(tiles.shape[-2:]))
     big = tiles.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     framed = F.pad(big, (_LINE, 0, _LINE, 0), value=_GREY)
     rows = framed.reshape(-1, columns, *framed.shape[1:]).permute(2, 0, 3, 1, 4)
@@ -68,10 +68,13 @@ def tiled(tiles: Tensor, columns: int) -> Tensor:
 
 
 def _tile(synthetic: SyntheticSet, index: Tensor) -> Tensor:
-    """`(1, 1 or 3, h, w)` uint8 of one view, thinned out until both sides are at most `_LARGEST`."""
-    image = displayable(synthetic.batch(index).x, synthetic.space).cpu()
-    step = -(-max(image.shape[-2:]) // _LARGEST)
-    return image[..., ::step, ::step].clone()
+    return thinned(displayable(synthetic.batch(index).x, synthetic.space).cpu(), _LARGEST)
+
+
+def thinned(images: Tensor, side: int) -> Tensor:
+    """`(N, C, h, w)`: images of which every k-th row and column is left, so that both sides are at most `side`."""
+    step = -(-max(images.shape[-2:]) // side)
+    return images[..., ::step, ::step].clone()
 
 
 def save_preview(synthetic: SyntheticSet, path: Path | str) -> None:
@@ -89,10 +92,14 @@ def save_picture(picture: Tensor, path: Path | str) -> None:
     Raises:
         RunError: When it cannot be written.
     """
+    atomic_write(path, png(picture))
+
+
+def png(picture: Tensor) -> bytes:
+    """A PNG file of a `(1 or 3, H, W)` uint8 picture."""
     from PIL import Image
 
     grid = picture.permute(1, 2, 0).numpy()
-    image = Image.fromarray(grid if grid.shape[2] == 3 else grid[..., 0])
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    atomic_write(path, buffer.getvalue())
+    Image.fromarray(grid if grid.shape[2] == 3 else grid[..., 0]).save(buffer, format="PNG")
+    return buffer.getvalue()

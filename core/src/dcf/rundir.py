@@ -42,6 +42,7 @@ class RunDir:
         self.result = self.path / "synthetic.safetensors"
         self.preview = self.path / "preview.png"
         self.report = self.path / "report.json"
+        self.page = self.path / "report.html"
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -57,7 +58,7 @@ class RunDir:
         atomic_write(waiting, to_toml(config))
         try:
             self._make(self.checkpoints)
-            for old in (self.metrics_file, self.result, self.preview, self.report):
+            for old in (self.metrics_file, self.result, self.preview, self.report, self.page):
                 self._remove(old)
             for old in self.checkpoints.glob("*.safetensors"):
                 self._remove(old)

@@ -11,12 +11,12 @@ import typer
 
 from dcf.cli import options as common
 from dcf.cli.console import print_json
-from dcf.cli.sizes import size_texts
 from dcf.errors import UsageError
 from dcf.processes import rank
 from dcf.resolve import Request, resolve
 from dcf.runconfig import RunConfig
 from dcf.rundir import RunDir
+from dcf.sizes import size_texts
 
 if TYPE_CHECKING:
     from dcf.run import Outcome, Prepared

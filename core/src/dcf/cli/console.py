@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import sys
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -16,13 +15,12 @@ from rich.console import Console
 from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 
+from dcf.texts import clean
+
 __all__ = ["clean", "error", "logging_restored", "print_json", "setup_logging", "stderr", "stdout"]
 
 #: Width of tables where stdout is no terminal; nothing is padded to it.
 _WIDE: Final = 200
-#: Unicode categories that could steer a terminal or hide text: controls, formats, surrogates, private, separators.
-_UNSAFE: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
-
 #: The one console of stderr: log lines and the progress bar share it.
 stderr: Final = Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
@@ -36,18 +34,6 @@ def stdout() -> Console:
 def print_json(value: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
     """One JSON object, or a list of some, on stdout; pure ASCII, so that nothing in it can steer a terminal."""
     typer.echo(json.dumps(value, indent=1))
-
-
-def clean(value: Any, limit: int = 100) -> str:
-    """Text from a file or a plugin as one safe line.
-
-    Args:
-        value: Anything; `str()` of it is shown.
-        limit: Characters at most; longer text is cut and ends in "...".
-    """
-    text = value if isinstance(value, str) else str(value)
-    text = "".join("?" if unicodedata.category(c) in _UNSAFE else c for c in text[: limit + 1])
-    return text if len(text) <= limit else text[: max(0, limit - 3)] + "..."
 
 
 def error(message: str) -> None:

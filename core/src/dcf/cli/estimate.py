@@ -10,8 +10,8 @@ from rich.table import Table
 
 from dcf.cli.condense import condense, request_of
 from dcf.cli.console import clean, print_json, stdout
-from dcf.cli.sizes import count
 from dcf.estimate.units import duration_text, parse_size, size_text
+from dcf.sizes import count
 
 if TYPE_CHECKING:
     from dcf.estimate import Estimate

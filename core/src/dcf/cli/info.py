@@ -12,8 +12,8 @@ from rich.table import Table
 
 from dcf.cli.console import clean, print_json, stdout
 from dcf.cli.options import set_file
-from dcf.cli.sizes import size_line
 from dcf.metadata import read_metadata
+from dcf.sizes import size_line
 
 __all__ = ["add_to", "info", "preview"]
 

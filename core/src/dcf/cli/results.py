@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.table import Table
 
 from dcf.cli.console import clean, print_json, stdout
-from dcf.cli.sizes import count, share, size_line
+from dcf.evaluation.wording import figure_text, row_title, value_text
+from dcf.sizes import count, share, size_line
 
 if TYPE_CHECKING:
     from dcf.evaluation.report import Report, Row
-    from dcf.evaluation.statistics import Stat
     from dcf.run import Outcome
 
 __all__ = ["figures_table", "outcome_json", "report_table", "show_outcome", "show_report"]
 
 log = logging.getLogger(__name__)
-
-_ROWS: Final = {
-    "sets": "condensed set",
-    "replay": "condensed set, run as a program",
-    "random": "random images",
-    "random-images": "random images, as many",
-    "random-replay": "random images in its place",
-    "whole": "whole training set",
-}
-#: Metrics that are fractions in [0, 1], shown in percent.
-_FRACTIONS: Final = frozenset({"accuracy"})
 
 
 def show_outcome(outcome: Outcome, as_json: bool) -> None:
@@ -94,9 +83,9 @@ def report_table(report: Report, classes: int) -> Table:
     for header in ("result", "n", "protocol", "stored floats", "stored bytes", "budget used", "views a class"):
         table.add_column(header, justify="right" if header != "protocol" else "left", no_wrap=header == "result")
     for row in rows:
-        cells = [_ROWS.get(row.name, clean(row.name)), *([clean(row.network)] if several else [])]
+        cells = [row_title(row.name), *([clean(row.network)] if several else [])]
         table.add_row(
-            *cells, _value(row), f"{row.stat.n_sets} x {row.stat.n_nets}", clean(row.protocol), *_size(row, classes)
+            *cells, value_text(row), f"{row.stat.n_sets} x {row.stat.n_nets}", clean(row.protocol), *_size(row, classes)
         )
     return table
 
@@ -114,20 +103,11 @@ def figures_table(report: Report) -> Table | None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("figure")
     for row in rows:
-        what = _ROWS.get(row.name, clean(row.name))
+        what = row_title(row.name)
         table.add_column(f"{what}, {clean(row.network)}" if several else what, justify="right")
     for name in sorted(names, key=lambda name: name != report.summary.metric):
-        table.add_row(clean(name), *(_figure(row.stats.get(name)) for row in rows))
+        table.add_row(clean(name), *(figure_text(row.stats.get(name)) for row in rows))
     return table
-
-
-def _figure(stat: Stat | None) -> str:
-    if stat is None:
-        return "-"
-    text = f"{stat.mean:.3f}" if abs(stat.mean) < 100 else f"{stat.mean:.4g}"
-    if stat.n_sets * stat.n_nets > 1:
-        text += f" ± {stat.pooled:.3f}" if abs(stat.mean) < 100 else f" ± {stat.pooled:.2g}"
-    return text if isinstance(stat.ci, str) else f"{text} [{stat.ci[0]:.3f}, {stat.ci[1]:.3f}]"
 
 
 def _pixels_note(report: Report) -> str:
@@ -137,15 +117,6 @@ def _pixels_note(report: Report) -> str:
         return ""
     small, large = count(found["uint8_per_class"]), count(found.get("per_class"))
     return f"random images are float32 pixels, {large} a class; in 8-bit pixels those bytes would hold {small} a class"
-
-
-def _value(row: Row) -> str:
-    stat = row.stat
-    percent = stat.metric in _FRACTIONS
-    mean = f"{100 * stat.mean:.1f}" if percent else f"{clean(stat.metric)} {stat.mean:.4g}"
-    if stat.n_sets * stat.n_nets > 1:  # a single value has no spread, not one of 0
-        mean += f" ± {100 * stat.pooled:.1f}" if percent else f" ± {stat.pooled:.2g}"
-    return f"{mean} %" if percent else mean
 
 
 def _size(row: Row, classes: int) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from dcf.cli.console import clean
+from dcf.texts import clean
 
 __all__ = ["count", "share", "size_line", "size_texts"]
 
