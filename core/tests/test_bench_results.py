@@ -10,7 +10,7 @@ from statistics import fmean
 import pytest
 
 from dcf.bench.compare import difference, random_of
-from dcf.bench.diff import diff, diff_json
+from dcf.bench.diff import diff, diff_json, diff_sheet
 from dcf.bench.formats import csv_text, latex_text, markdown_text
 from dcf.bench.model import Bench, BenchRow, CellRecord, Failure, read_bench
 from dcf.bench.plot import axis_of, curves, save_plot
@@ -208,8 +208,14 @@ def test_the_pivot_has_a_column_for_each_dataset_and_budget():
     more = row(budget="ipc=2", values=((0.7, 0.7),))
     whole = row("whole", ((0.9,),), "whole")
     sheet = pivot_sheet(shown_rows([bench(row(), more, RANDOM, whole)]))
-    assert sheet.columns == ["method", "digits ipc=1", "digits ipc=2"]
+    assert sheet.columns == ["method", "ipc=1", "ipc=2"]
+    assert "data: digits" in sheet.notes
     assert sheet.rows == [["a", "57.5 ± 5.6", "70.0 ± 0.0"], ["random", "31.8 ± 2.0", ""], ["whole", "90.0", "90.0"]]
+
+
+def test_the_pivot_names_datasets_where_there_are_several():
+    other = row(data={"spec": "mnist", "id": "mnist", "checksum": "1"})
+    assert pivot_sheet(shown_rows([bench(row(), other)])).columns == ["method", "digits ipc=1", "mnist ipc=1"]
 
 
 def test_markdown_latex_and_csv():
@@ -297,6 +303,23 @@ def test_the_command_compares(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["rows"][0]["beyond"] is True
 
 
+def test_differences_say_which_swept_value_they_belong_to():
+    one, two = bench(*swept("1", "2"), name="x"), bench(*swept("2", "4"), name="y")
+    sheet = diff_sheet(diff(one, two), ("x", "y"))
+    assert sheet.columns[:3] == ["method", "budget", "param.r"]
+    assert [(r[2], r[-1]) for r in sheet.rows] == [("1", "only in x"), ("2", ""), ("4", "only in y")]
+    assert "data: digits" in sheet.notes
+    other = row(data={"spec": "mnist", "id": "mnist", "checksum": "1"})
+    several = diff_sheet(diff(bench(row(), other), bench(row(), other)), ("x", "y"))
+    assert [r[several.columns.index("data")] for r in several.rows] == ["digits", "mnist"]
+
+
+def test_check_of_a_bench_without_its_cells_says_so(tmp_path, capsys):
+    path = saved(tmp_path / "b", row(), RANDOM)
+    assert main(["bench", "check", str(path)]) == 1
+    assert "none of the 4 cells of this bench is in" in capsys.readouterr().err
+
+
 # --- plots -----------------------------------------------------------------------------------------------------------
 
 
@@ -326,6 +349,15 @@ def test_random_images_of_a_swept_budget_stand_below_their_methods():
     found = {c.label: c for c in curves(shown_rows([bench(*rows)]), "ipc")}
     assert found["random"].x == (1.0, 2.0)
     assert found["random"].mean == pytest.approx((10.0, 20.0))
+
+
+def test_random_images_of_every_budget_are_level_below_another_sweep():
+    rows = [r for n in ("1", "2") for r in swept("1", "2", budget=f"ipc={n}")]
+    rows += [row("random", ((x, x),), "random", budget=f"ipc={n}") for n, x in (("1", 0.1), ("2", 0.2))]
+    found = {c.label: c for c in curves(shown_rows([bench(*rows)]), "param.r")}
+    for label, mean in (("random, ipc=1", 10.0), ("random, ipc=2", 20.0)):
+        assert found[label].x == ()
+        assert found[label].mean == pytest.approx((mean,))
 
 
 def test_an_unknown_axis_is_refused():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from dcf.bench.model import Bench, BenchRow, CellRecord
-from dcf.errors import DcfError
+from dcf.errors import DcfError, FormatError
 from dcf.evaluation.report import Report, Row
 from dcf.runconfig import RunConfig
 from dcf.rundir import RunDir
@@ -49,7 +49,16 @@ def check_bench(
         root: Its directory.
         rerun: How many cells are evaluated anew, the quickest first.
         watch: Told what is being evaluated.
+
+    Raises:
+        FormatError: When no file of a bench is there, as when its `bench.json` was taken out of its directory.
     """
+    done = [record.directory for _, record in _cells(bench)]
+    if done and not any((root / directory).exists() for directory in done):
+        raise FormatError(
+            f"none of the {len(done)} cells of this bench is in '{root}'\n"
+            f"  expected {root / done[0]} and the others; check looks at the directory that the bench was run in"
+        )
     found: list[Finding] = []
     for row, record in _cells(bench):
         found.extend(_look(row, record, root))

@@ -65,29 +65,26 @@ def _made_of(row: BenchRow) -> str:
 
 
 def diff_sheet(pairs: Sequence[Pair], names: tuple[str, str]) -> Sheet:
-    """The comparison as a table.
+    """The comparison as a table; swept values have a column each, datasets one where there are several.
 
     Args:
         pairs: What `diff` found.
         names: Of the two benches.
     """
-    sheet = Sheet(
-        ["method", "data", "budget", names[0], "n", names[1], "n ", "difference", ""],
-        numeric=frozenset({names[0], names[1], "n", "n ", "difference"}),
-    )
     rows = [pair.row for pair in pairs]
+    datasets = list(dict.fromkeys(row.data_name for row in rows))
+    keys = list(dict.fromkeys(key for row in rows for key in row.sweep))
+    heads = ["method", *(["data"] if datasets[1:] else []), "budget", *keys]
+    sheet = Sheet(
+        [*heads, names[0], "n", names[1], "n ", "difference", ""],
+        numeric=frozenset({*keys, names[0], names[1], "n", "n ", "difference"}),
+    )
     for pair, row in zip(pairs, rows, strict=True):
+        data = [row.data_name] if datasets[1:] else []
+        what = [row_label(row, rows), *data, row.budget or "all images", *(row.sweep.get(key, "") for key in keys)]
         both = [f for one in (pair.first, pair.second) for f in _cells(one)]
-        sheet.rows.append(
-            [
-                row_label(row, rows),
-                row.data_name,
-                row.budget or "all images",
-                *both,
-                gain_text(pair.change),
-                _verdict(pair, names),
-            ]
-        )
+        sheet.rows.append([*what, *both, gain_text(pair.change), _verdict(pair, names)])
+    sheet.notes += [] if datasets[1:] else [f"data: {name}" for name in datasets]
     sheet.notes.append(
         "difference: points, with its 95 % interval; accuracy in percent ± population standard deviation"
     )

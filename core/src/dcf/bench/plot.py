@@ -134,18 +134,24 @@ def _curve(label: str, role: str, points: Iterable[tuple[float | None, Shown]]) 
 
 
 def _random_curves(shown: Sequence[Shown], axis: str) -> list[Curve]:
-    """Random images: at their own size, or where the methods stand that they are compared with."""
-    rows = [one for one in shown if one.row.role == "random"]
+    """Random images: at their own size, below the methods of a swept budget, and otherwise level, one for a budget."""
+    groups: dict[tuple[str, str | None], list[Shown]] = {}
+    for one in shown:
+        if one.row.role == "random":
+            apart = axis not in (*SIZES, "ipc", "budget")
+            groups.setdefault((one.label, one.row.budget if apart else None), []).append(one)
+    labels = [label for label, _ in groups]
     found = []
-    for label in dict.fromkeys(one.label for one in rows):
-        group = [one for one in rows if one.label == label]
-        if axis in SIZES and len(group) > 1:
-            points = [(_at(one, axis), one) for one in group]
-        elif len(group) > 1:
-            points = [pair for one in group for pair in _beside(one, shown, axis)]
-        else:
+    for (label, budget), group in groups.items():
+        name = f"{label}, {budget}" if labels.count(label) > 1 else label
+        points: list[tuple[float | None, Shown]]
+        if len(group) == 1:
             points = [(None, group[0])]
-        found.append(_curve(label, "random", points))
+        elif axis in SIZES:
+            points = [(_at(one, axis), one) for one in group]
+        else:
+            points = [pair for one in group for pair in _beside(one, shown, axis)]
+        found.append(_curve(name, "random", points))
     return found
 
 

@@ -218,7 +218,10 @@ def _benches(shown: Sequence[Shown]) -> list[Bench]:
 
 
 def pivot_sheet(shown: Sequence[Shown]) -> Sheet:
-    """Methods down, datasets and budgets across; the whole training set stands in each column of its dataset."""
+    """Methods down, datasets and budgets across; the whole training set stands in each column of its dataset.
+
+    A dataset is named where there are several; one alone is in the notes.
+    """
     places = list(dict.fromkeys((s.row.data_name, s.row.budget) for s in shown if s.row.budget is not None))
     several = len({_rules(s) for s in shown}) > 1
     heads = ["method", *(["protocol"] if several else [])]
@@ -228,7 +231,8 @@ def pivot_sheet(shown: Sequence[Shown]) -> Sheet:
         for place in places:
             if place[0] == one.row.data_name and one.row.budget in (None, place[1]):
                 cells[(_line(one, several), place)] = result_text(one.row)
-    across = [f"{data} {budget}" for data, budget in places]
+    many = bool(_datasets(shown)[1:])
+    across = [f"{data} {budget}" if many else str(budget) for data, budget in places]
     rows = [[*name, *(cells.get((name, place), "") for place in places)] for name in names]
     return Sheet([*heads, *across], rows, frozenset(across), _notes(shown))
 
