@@ -9,6 +9,7 @@ from dcf.bench.gather import cell_timing, gather
 from dcf.bench.pool import Pool, Watcher, worker_environment
 from dcf.bench.run import plan_bench
 from dcf.bench.settings import read_settings
+from dcf.bench.worker import run_cell
 from dcf.errors import RunError
 from dcf.runconfig import RunConfig, from_toml, to_toml
 
@@ -34,7 +35,14 @@ def test_keys_do_not_change_from_version_to_version():
 
 @pytest.mark.parametrize(
     "change",
-    [{"recipe": "x"}, {"device": "cpu"}, {"class_chunk": 3}, {"checkpoint_every": 7}, {"data": "digits"}],
+    [
+        {"recipe": "x"},
+        {"device": "cpu"},
+        {"class_chunk": 3},
+        {"checkpoint_every": 7},
+        {"data": "digits"},
+        {"replicas": 1},
+    ],
     ids=str,
 )
 def test_what_decides_nothing_does_not_change_the_key(change):
@@ -43,7 +51,15 @@ def test_what_decides_nothing_does_not_change_the_key(change):
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 1}, {"ipc": 2}, {"lr": 0.2}, {"protocol_set": {"epochs": 7}}, {"networks": 3}, {"augment": "x"}],
+    [
+        {"seed": 1},
+        {"ipc": 2},
+        {"lr": 0.2},
+        {"protocol_set": {"epochs": 7}},
+        {"networks": 3},
+        {"augment": "x"},
+        {"replicas": 3},
+    ],
     ids=str,
 )
 def test_what_decides_the_outcome_changes_the_key(change):
@@ -85,6 +101,16 @@ def test_what_was_decided_on_the_machine_is_kept(tmp_path):
     assert (written.class_chunk, written.device) == (4, "cuda")
     make_cell(tmp_path, CONFIG.model_copy(update={"device": "cpu"}), DATA, 0).write()
     assert from_toml(cell.path / "config.toml").device == "cpu"
+
+
+def test_a_cell_is_found_again_after_it_was_run(tmp_path):
+    # What a run decides for itself and writes down must not make it another run.
+    given = {"methods": ("noise+mlp",), "sets": 1, "override": {"protocol.epochs": "1", "protocol.steps_min": "1"}}
+    cell = rows(tmp_path, **given)[0].cells[0]
+    cell.write()
+    assert run_cell(cell.path)
+    again = rows(tmp_path, **given)[0].cells[0]
+    assert (again.path, again.state) == (cell.path, "done")
 
 
 def test_timing_that_a_kill_cut_off_is_no_timing(tmp_path):

@@ -74,6 +74,8 @@ def cell_key(config: RunConfig, data_id: str, checksum: str) -> str:
     values: dict[str, Any] = config.model_dump(mode="json", exclude_defaults=True, exclude=set(_PLACES))
     if not config.baselines:
         values.pop("baselines", None)
+    if config.replicas == 1:
+        values.pop("replicas", None)  # what 'auto' becomes in the one process of a cell
     values |= {
         "key_version": _KEY_VERSION,
         "data": [data_id, checksum],
