@@ -155,6 +155,38 @@ CASES = [
     ),
     Case("report-views", ["report", "plain.safetensors", "--views", "0"], ["--views expects int >= 1, got '0'"]),
     Case("report-form", ["report", "plain.safetensors", "--out", "a.pdf"], ["expected a file ending in .html"]),
+    # --- sets that become one ----------------------------------------------------------------------------------------
+    Case("merge-out", ["merge", "grey.safetensors"], ["missing option", "--out"]),
+    Case("merge-there", ["merge", "grey.safetensors", "-o", "grey.safetensors"], ["a file of that name", "--force"]),
+    Case(
+        "merge-shapes",
+        ["merge", "grey.safetensors", "colour.safetensors", "-o", "new.safetensors"],
+        ["'colour.safetensors' cannot be merged with 'grey.safetensors': shapes of images differ"],
+    ),
+    Case(
+        "merge-classes",
+        ["merge", "grey.safetensors", "other.safetensors", "-o", "new.safetensors"],
+        ["class 'a' of 'other.safetensors' comes from mnist, and of 'grey.safetensors' from digits", "--across-data"],
+    ),
+    Case(
+        "slice-what", ["slice", "grey.safetensors", "-o", "n.safetensors"], ["expected --classes, --per-class or both"]
+    ),
+    Case(
+        "slice-class",
+        ["slice", "grey.safetensors", "--classes", "x", "-o", "new.safetensors"],
+        ["--classes x: no class 'x'; there are a, b"],
+    ),
+    Case(
+        "slice-none",
+        ["slice", "grey.safetensors", "--per-class", "0", "-o", "new.safetensors"],
+        ["--per-class expects int >= 1", "got '0'"],
+    ),
+    Case(
+        "append-init",
+        ["append", "grey.safetensors", "--per-class", "1", "--init", "randm", "-o", "new.safetensors"],
+        ["did you mean 'random'?"],
+        "randm",
+    ),
     # --- files: the request was fine, the file is not: exit status 1 -------------------------------------------------
     Case("file-missing", ["info", "absent.safetensors"], ["no file 'absent.safetensors'"], code=1),
     Case("file-foreign", ["info", "junk.safetensors"], ["is not a condensed set"], code=1),
@@ -195,6 +227,14 @@ def answers(tmp_path_factory):
     write_header(here / "plain.safetensors", {"made": "by somebody"})
     write_header(here / "future.safetensors", {"dcf.format": "99", "dcf.config": "{}"})
     write_header(here / "digits.safetensors", {"dcf.format": "1", "dcf.config": "{}", "dcf.seed": "1" * 5000})
+    for name, data, channels in (("grey", "digits", 1), ("colour", "digits", 3), ("other", "mnist", 1)):
+        values = {
+            "format": 1,
+            "config": {"data": data, "param": "pixels"},
+            "shape": [channels, 8, 8],
+            "classes": ["a", "b"],
+        }
+        write_header(here / f"{name}.safetensors", {f"dcf.{key}": json.dumps(value) for key, value in values.items()})
     environ = {k: v for k, v in os.environ.items() if not k.startswith("DCF_")}
     environ |= {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
     free = ask([c for c in CASES if not c.torch], here, environ)

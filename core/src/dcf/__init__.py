@@ -26,6 +26,7 @@ from dcf.errors import (
 from dcf.hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from dcf.assembly import append, merge, slice_set
     from dcf.augmenter import Augmenter
     from dcf.auxiliary import AuxiliaryObjective
     from dcf.context import Context
@@ -76,10 +77,13 @@ __all__ = [
     "UsageError",
     "ValueSpace",
     "__version__",
+    "append",
     "condense",
     "evaluate",
     "hookimpl",
     "load",
+    "merge",
+    "slice_set",
 ]
 
 _LAZY = {
@@ -102,9 +106,12 @@ _LAZY = {
     "Step": "dcf.types",
     "SyntheticSet": "dcf.synthetic",
     "ValueSpace": "dcf.space",
+    "append": "dcf.assembly",
     "condense": "dcf.run",
     "evaluate": "dcf.run",
     "load": "dcf.synthetic",
+    "merge": "dcf.assembly",
+    "slice_set": "dcf.assembly",
 }
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dcf.auxiliary import AuxiliaryObjective
 from dcf.config import Config as BaseConfig
 from dcf.errors import BudgetError, UsageError
+from dcf.items import rows_of_items
 from dcf.types import Batch, DataSpec, ParamGroup
 
 if TYPE_CHECKING:
@@ -282,6 +283,24 @@ class Parameterization(nn.Module):
     def epoch(self, generator: torch.Generator) -> Tensor:
         """Order in which one training epoch visits the views: `(views,)` indices."""
         return torch.randperm(len(self.view_class), generator=generator).to(self.item_class.device)
+
+    def item_rows(self, spec: DataSpec, items: Tensor) -> dict[str, Tensor]:
+        """Which rows of the stored tensors belong to some items: what merging, slicing and appending move.
+
+        The layout tells, so there is nothing to do unless items depend on each other in a way that it does not show;
+        then this raises with the reason.
+
+        Args:
+            spec: What it was allocated for.
+            items: `(n,)` item numbers.
+
+        Returns:
+            By name of the stored tensor, `(n r,)` row numbers: the r rows of the first item, then those of the second.
+
+        Raises:
+            UsageError: When a stored tensor is shared by items, such as a decoder.
+        """
+        return rows_of_items(self, spec, items)
 
     # --- learning --------------------------------------------------------------------------------
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from dcf import compiled
+from dcf.assembly import arranged
 from dcf.build import create, spec_text, suited
 from dcf.components import Kind
-from dcf.data.nested import datasets_in, map_datasets
 from dcf.data.real import RealData
 from dcf.distributed import World, joined
 from dcf.engine import Progress
@@ -24,13 +23,12 @@ from dcf.evaluation.runner import affordable_baselines, evaluate_sets
 from dcf.files import atomic_write
 from dcf.matcher import Matcher
 from dcf.preview import save_preview
-from dcf.registry import registry
+from dcf.recorded import data_of, load_data
 from dcf.resolve import Request, complete, resolve
 from dcf.runconfig import SPEC_ROLES, RunConfig
 from dcf.rundir import RunDir, default_directory
 from dcf.runtime import precision_of, select_device
 from dcf.session import Session, interruptible
-from dcf.spec import Option, Spec, parse_one
 from dcf.synthetic import SyntheticSet, load
 
 __all__ = ["Listener", "Outcome", "Prepared", "condense", "evaluate", "prepare", "resume", "start"]
@@ -143,7 +141,7 @@ def prepare(request: Request, listener: Listener | None = None) -> Prepared:
     usual = suited(request.objects.get("param", settings.get("param", "pixels")))
     text = str(settings.get("data", RunConfig.model_fields["data"].default))
     listener.stage(f"loading {text}")
-    data = _load_data(request.objects.get("data", text))
+    data = load_data(request.objects.get("data", text))
     config = complete(request, {**usual, **data.hints}, matcher.defaults)
     config = config.model_copy(update={"device": str(device)})
     if config.evaluate and not len(data.test):
@@ -247,7 +245,8 @@ def evaluate(
     first, listener = sets[0], listener or Listener()
     target = select_device(device)
     listener.stage("loading the data")
-    real = _data_of(first, data).to(target)
+    real = data_of(first, data).to(target)
+    sets = [_in_order_of(synthetic, real) for synthetic in sets]
     for synthetic in sets:
         _check_matches(synthetic, real)
         synthetic.param.to(target)
@@ -328,58 +327,14 @@ def _evaluate_result(session: Session, synthetic: SyntheticSet, listener: Listen
     )
 
 
-def _load_data(what: Any) -> RealData:
-    if isinstance(what, RealData):
-        return what
-    made = create(Kind.DATASET, what, "--data")
-    return made if isinstance(made, RealData) else made.load()
-
-
-def _data_of(synthetic: SyntheticSet, given: Any) -> RealData:
-    if given is not None:
-        return _load_data(given)
-    text = str(synthetic.config.get("data", ""))
-    if any(spec.name == "python" for spec in datasets_in(text)):
-        raise UsageError(
-            f"the file names the dataset '{text}', which is code; code that a file names is not run\n"
-            f"  give it yourself if you trust it: --data {text}"
-        )
-    try:
-        return _load_data(_without_download(text))
-    except DataError as error:
-        raise DataError(
-            f"the data of this set are not here: {error}\n  say where they are: --data {_place_of(text)}"
-        ) from None
-
-
-def _place_of(text: str) -> str:
-    """How to say where a dataset is: the same spec with its places, and those of what it is made of, as DIR."""
-    return shlex.quote(str(map_datasets(parse_one(text), _placeless)))
-
-
-def _placeless(spec: Spec) -> Spec:
-    known = registry().find(Kind.DATASET, spec).component.load_config().model_fields
-    place = next((Option(key, "DIR") for key in ("root", "path") if key in known), None)
-    if place is None:
-        return spec
-    given = [o.key for o in spec.options]
-    others = tuple(place if o.key == place.key else o for o in spec.options)
-    return Spec(spec.name, others if place.key in given else (place, *others))
-
-
-def _without_download(text: str) -> str:
-    """The spec with downloads off: a file must not make this machine fetch or write anything."""
-    return str(map_datasets(parse_one(text, "--data"), _offline))
-
-
-def _offline(spec: Spec) -> Spec:
-    known = registry().find(Kind.DATASET, spec).component.load_config().model_fields
-    kept = tuple(o for o in spec.options if o.key != "download")
-    return Spec(spec.name, (*kept, Option("download", "false"))) if "download" in known else spec
-
-
 def _some(names: Sequence[str]) -> list[str]:
     return [name[:40] for name in names[:5]]
+
+
+def _in_order_of(synthetic: SyntheticSet, real: RealData) -> SyntheticSet:
+    """The set with its classes in the order of the data, where they are the same."""
+    same = sorted(synthetic.spec.classes) == sorted(real.spec.classes)
+    return arranged(synthetic, real.spec.classes) if same else synthetic
 
 
 def _check_matches(synthetic: SyntheticSet, real: RealData) -> None:

@@ -7,6 +7,7 @@ fewer than three elements, and so single numbers and vectors, stay as they are: 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from dcf.budget import Budget, Store, is_coded
 from dcf.errors import PluginError, RunError
 from dcf.parameterization import Parameterization, Storage, TensorStorage
 
-__all__ = ["SCALE", "ZERO", "StorageReport", "decode", "encode", "layout", "measure", "stored"]
+__all__ = ["SCALE", "ZERO", "StorageReport", "content_hash", "decode", "encode", "layout", "measure", "stored"]
 
 #: What is appended to the name of a tensor for the scales and zeros of its rows.
 SCALE: Final = ".scale"
@@ -113,6 +114,15 @@ def stored(tensors: Mapping[str, Tensor], store: Store = "fp32") -> tuple[Tensor
         TensorStorage(name, tuple(t.shape), _dtype_name(t), t.numel(), t.numel() * t.element_size())
         for name, t in layout(tensors, store).items()
     )
+
+
+def content_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Sha256 over names, dtypes, shapes and values of tensors: of what a set stores, not of what its file says."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def layout(tensors: Mapping[str, Tensor], store: Store) -> dict[str, Tensor]:

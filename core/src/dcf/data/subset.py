@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dcf.data.base import LabelledPixels, real_data, value_space
+from dcf.data.classes import class_numbers
 from dcf.data.derived import DerivedDataset
 from dcf.data.options import SubsetConfig
 from dcf.data.real import RealData, Split
@@ -33,7 +33,14 @@ class Subset(DerivedDataset):
         Raises:
             DataError: When the base cannot be loaded or has no such class.
         """
-        base = self.load_part("base")
+        return self.of(self.load_part("base"))
+
+    def of(self, base: RealData) -> RealData:
+        """Keep what is asked for of a base that is loaded already, on the CPU.
+
+        Raises:
+            DataError: When it has no such class.
+        """
         try:
             numbers = class_numbers(self.config.classes, base.spec.classes)
         except DataError as error:
@@ -55,42 +62,6 @@ class Subset(DerivedDataset):
         if self.config.norm == "base":
             return base.spec.space
         return value_space(pixels, self.config.norm, levels=base.train.levels)
-
-
-def class_numbers(wanted: Sequence[str], classes: Sequence[str]) -> list[int]:
-    """Classes by name or number, ascending.
-
-    A text is a name where a class is called so. It is a number, from 0, where it is one and no class of the
-    dataset has a number for its name.
-
-    Args:
-        wanted: Names or numbers; empty for all.
-        classes: All class names, in the order of the labels.
-
-    Raises:
-        DataError: When there is no such class, or one is named twice.
-    """
-    numbers = [_class_number(text, classes) for text in wanted] or list(range(len(classes)))
-    repeated = next((c for c in numbers if numbers.count(c) > 1), None)
-    if repeated is not None:
-        raise DataError(f"class '{classes[repeated]}' is named twice; name it once")
-    return sorted(numbers)
-
-
-def _class_number(text: str, classes: Sequence[str]) -> int:
-    if text in classes:
-        return classes.index(text)
-    numbered = any(name.isdecimal() for name in classes)
-    if text.isdecimal() and not numbered and int(text) < len(classes):
-        return int(text)
-    raise DataError(f"no class '{text}'; {_choices(text, classes, numbered)}")
-
-
-def _choices(text: str, classes: Sequence[str], numbered: bool) -> str:
-    close = difflib.get_close_matches(text, classes, n=1)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    shown = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
-    return f"{hint}there are {shown}" + ("" if numbered else f", or numbers from 0 to {len(classes) - 1}")
 
 
 def images_to_keep(split: Split, numbers: Sequence[int], most: int, seed: int, part: str) -> Tensor:

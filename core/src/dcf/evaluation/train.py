@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from dcf.evaluation.baselines import find_baseline
 from dcf.evaluation.context import EvalContext
@@ -16,6 +13,7 @@ from dcf.evaluation.report import Report, Row, SetInfo, Timing
 from dcf.evaluation.statistics import Stat
 from dcf.evaluator import Evaluator
 from dcf.runtime import environment
+from dcf.storage import content_hash
 
 if TYPE_CHECKING:
     from dcf.synthetic import SyntheticSet
@@ -120,9 +118,7 @@ def _key(row: Row) -> str:
 
 
 def _info(one: SyntheticSet) -> SetInfo:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(one.stored_tensors().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     selection = one.metadata.get("selection") or {}
-    return SetInfo(seed=one.seed, sha256=digest.hexdigest(), storage=one.storage().to_json(), selection=selection)
+    return SetInfo(
+        seed=one.seed, sha256=content_hash(one.stored_tensors()), storage=one.storage().to_json(), selection=selection
+    )

@@ -7,10 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dcf.assembly import slice_set
 from dcf.data.real import RealData
 from dcf.engine import Engine
+from dcf.errors import UsageError
+from dcf.items import views_of_items
 from dcf.parameterization import Parameterization
 from dcf.seeding import generator
+from dcf.synthetic import SyntheticSet
 from dcf.testing.fakes import PullToMean, fake_context, fake_data, filled
 from dcf.testing.subject import Check, CheckSkipped, Subject, close, require, same
 
@@ -164,6 +168,24 @@ def check_follows_dtype(subject: Subject) -> None:
     require(dtype == torch.float64, f"expected float64 images from float64 tensors, got {dtype}")
 
 
+def check_images_can_be_moved(subject: Subject) -> None:
+    """In a set of some of its items images are what they were; or it says that they cannot be moved."""
+    data = fake_data()
+    param = build(subject, data, items=3)
+    try:
+        param.item_rows(data.spec, torch.arange(len(param.item_class)))
+    except UsageError as reason:
+        raise CheckSkipped(str(reason)) from None
+    one = SyntheticSet(param, data.spec, {})
+    first = len(views_of_items(param, data.spec)[0])
+    try:
+        part = slice_set(one, per_class=first)
+    except UsageError as reason:
+        message = f"`item_rows` says that items stand alone, and they do not ({reason}); let it raise with the reason"
+        raise AssertionError(message) from None
+    require(len(part) == 2 * first, f"expected {2 * first} images in a part of two items, got {len(part)}")
+
+
 CHECKS: Sequence[Check] = (
     check_images_have_the_promised_shape,
     check_classes_have_equally_many_views,
@@ -175,4 +197,5 @@ CHECKS: Sequence[Check] = (
     check_decoding_follows_the_index,
     check_epoch_visits_every_view,
     check_follows_dtype,
+    check_images_can_be_moved,
 )
