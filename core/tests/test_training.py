@@ -317,6 +317,33 @@ def test_testing_is_in_evaluation_mode_and_puts_every_mode_back():
     assert not state.module.classifier.training
 
 
+def test_an_objective_stands_in_for_the_cross_entropy_and_sees_the_augmented_batch():
+    data, seen = images(), []
+
+    def doubled(logits, batch):
+        seen.append(batch.x)
+        return 2 * cross_entropy(logits, batch.y)
+
+    def run(lr, objective, shift):
+        net, draws = fresh(), torch.Generator().manual_seed(2)
+        augmentation = random_augmentation(shift, (3, 2, 2), draws)
+        order = shuffled(7, torch.Generator().manual_seed(1))
+        train(
+            net,
+            fetch_from(data),
+            order,
+            Schedule.constant(lr, 2),
+            batch=4,
+            augmentation=augmentation,
+            objective=objective,
+        )
+        return weights(net)
+
+    assert all(map(torch.allclose, run(0.1, None, Shift()), run(0.05, doubled, Shift())))
+    assert len(seen) == 4
+    assert not any(torch.isin(x, data.x).any() for x in seen)
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_training_on_the_gpu_equals_the_cpu():

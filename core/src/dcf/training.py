@@ -31,6 +31,7 @@ __all__ = [
     "Accuracy",
     "Augmentation",
     "Fetch",
+    "Objective",
     "Order",
     "Schedule",
     "Trained",
@@ -49,6 +50,8 @@ __all__ = [
 Fetch: TypeAlias = "Callable[[Tensor], Batch]"
 #: From the number of an epoch to the `(N,)` indices it visits, in order.
 Order: TypeAlias = "Callable[[int], Tensor]"
+#: From the logits `(N, K)` of a mini-batch, and that batch as the network saw it, to the loss, averaged over the batch.
+Objective: TypeAlias = "Callable[[Tensor, Batch], Tensor]"
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -167,8 +170,9 @@ def train(
     tally: bool = False,
     optimizer: Literal["sgd", "adam"] | torch.optim.Optimizer = "sgd",
     after_epoch: Callable[[int], None] = lambda epoch: None,
+    objective: Objective | None = None,
 ) -> Trained:
-    """Train a network in place on the cross-entropy, in training mode.
+    """Train a network in place on the cross-entropy, or on an objective that is given, in training mode.
 
     Uses no global randomness and never waits for the device.
 
@@ -186,6 +190,7 @@ def train(
         optimizer: "sgd", or "adam" with `momentum` and 0.999 as its coefficients; or one that goes on from an earlier
             training of this network (see `sgd`), whose momentum and weight decay then hold.
         after_epoch: Called with the number of each epoch, from 0, when it is done; must not change the network.
+        objective: What is minimised instead of the cross-entropy.
     """
     state.train()
     params, counted, steps, seen = state.parameters(), _Tally(), 0, 0
@@ -198,7 +203,7 @@ def train(
             data = fetch(index)
             if augmentation is not None:
                 data = augmentation(data, steps)
-            logits, loss = _gradients(state, data, calls=schedule.epochs)
+            logits, loss = _gradients(state, data, schedule.epochs, objective)
             if tally and epoch == schedule.epochs - 1:
                 counted.add(logits, data.y, loss)
             mover.param_groups[0]["lr"] = schedule.lr(epoch, (epoch + number / len(parts)) / schedule.epochs)
@@ -249,16 +254,18 @@ def sgd(state: NetworkState, momentum: float = 0.0, weight_decay: float = 0.0) -
     return torch.optim.SGD(state.parameters(), lr=0.0, momentum=momentum, weight_decay=weight_decay)
 
 
-def _gradients(state: NetworkState, data: Batch, calls: int) -> tuple[Tensor, Tensor]:
+def _gradients(
+    state: NetworkState, data: Batch, calls: int, objective: Objective | None = None
+) -> tuple[Tensor, Tensor]:
     """Logits and loss of a batch; its gradient becomes the `.grad` of the parameters."""
     params = state.parameters()
-    kernel = compiled.loss_gradients(state, data.x, data.y, calls)
+    kernel = compiled.loss_gradients(state, data.x, data.y, calls) if objective is None else None
     if kernel is not None:
         for weight, gradient in zip(params, kernel.gradients, strict=True):
             weight.grad = gradient
         return kernel.logits, kernel.loss
     logits = state(data.x)
-    loss = cross_entropy(logits, data.y)
+    loss = cross_entropy(logits, data.y) if objective is None else objective(logits, data)
     loss.backward(inputs=params)  # type: ignore[no-untyped-call]
     return logits, loss
 

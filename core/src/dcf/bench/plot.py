@@ -11,12 +11,12 @@ from typing import Any, Final
 
 from dcf.bench.compare import random_of
 from dcf.bench.table import NOT_COMPARABLE, Shown
-from dcf.errors import PluginError, RunError, UsageError
+from dcf.errors import UsageError
+from dcf.figures import RC, require_form, require_matplotlib, write_figure
 
-__all__ = ["Curve", "axis_of", "curves", "require_matplotlib", "save_plot"]
+__all__ = ["Curve", "axis_of", "curves", "save_plot"]
 
 SIZES: Final = {"bytes": "stored bytes of the set", "floats": "stored floats of the set"}
-_FORMS: Final = (".png", ".svg")
 _GREY: Final = "0.55"
 #: Characters of a title that fit above one plot.
 _TITLE: Final = 64
@@ -41,28 +41,6 @@ class Curve:
     x: tuple[float, ...]
     mean: tuple[float, ...]
     spread: tuple[float, ...]
-
-
-def require_matplotlib() -> None:
-    """Make sure that plots can be drawn.
-
-    Raises:
-        PluginError: When matplotlib is not installed.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise PluginError("plots need matplotlib, which is not installed: pip install 'dcf-core[plot]'") from None
-
-
-def require_form(out: Path) -> None:
-    """Make sure that a file is of a form that plots are written in.
-
-    Raises:
-        UsageError: When it is not.
-    """
-    if out.suffix.lower() not in _FORMS:
-        raise UsageError(f"-o {out}: expected a file ending in {' or '.join(_FORMS)}")
 
 
 def axis_of(shown: Sequence[Shown], asked: str | None) -> str:
@@ -187,7 +165,7 @@ def save_plot(shown: Sequence[Shown], out: Path, axis: str) -> None:
 
     datasets = list(dict.fromkeys(one.row.data_name for one in shown))
     figure = Figure(figsize=(6.4 * len(datasets), 4.8), layout="constrained")
-    with matplotlib.rc_context({"svg.hashsalt": "dcf", "svg.fonttype": "path"}):
+    with matplotlib.rc_context(RC):
         for axes, name in zip(figure.subplots(1, len(datasets), squeeze=False)[0], datasets, strict=True):
             _draw(axes, [one for one in shown if one.row.data_name == name], name, axis)
         protocols = list(dict.fromkeys(one.row.protocol for one in shown))
@@ -196,17 +174,7 @@ def save_plot(shown: Sequence[Shown], out: Path, axis: str) -> None:
             figure.text(
                 0.5, 0.5, NOT_COMPARABLE, fontsize=40, color="0.6", alpha=0.35, rotation=30, ha="center", va="center"
             )
-        _write(figure, out)
-
-
-def _write(figure: Any, out: Path) -> None:
-    form = out.suffix.lower().removeprefix(".")
-    # Without the date of today and the version of matplotlib.
-    metadata = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
-    try:
-        figure.savefig(out, format=form, dpi=150, metadata=metadata)
-    except OSError as error:
-        raise RunError(f"cannot write '{out}': {error.strerror or error}") from None
+        write_figure(figure, out)
 
 
 def _draw(axes: Any, shown: Sequence[Shown], name: str, axis: str) -> None:

@@ -172,7 +172,8 @@ def _run(settings: BenchSettings, root: Path, points: Sequence[Point], only: str
 
 def _sweep_plots(outcome: BenchOutcome, root: Path) -> list[Path]:
     """Draw a sweep over one key, where matplotlib is there."""
-    from dcf.bench.plot import axis_of, require_matplotlib, save_plot
+    from dcf.bench.plot import axis_of, save_plot
+    from dcf.figures import require_matplotlib
 
     shown = [one for one in shown_rows([outcome.bench], mixed=True) if one.row.stat is not None]
     keys = {key for one in shown for key in one.row.sweep}
@@ -235,7 +236,8 @@ def plot(
     mixed: Mixed = False,
 ) -> None:
     """Draw accuracy against stored bytes, or against what was swept."""
-    from dcf.bench.plot import axis_of, require_form, save_plot
+    from dcf.bench.plot import axis_of, save_plot
+    from dcf.figures import require_form
 
     require_form(out)
     shown = _shown(benches, mixed)

@@ -22,6 +22,7 @@ from dcf.networks.base import NetworkFactory, NetworkState
 from dcf.training import (
     Accuracy,
     Fetch,
+    Objective,
     Order,
     Schedule,
     Trained,
@@ -42,6 +43,7 @@ __all__ = [
     "Material",
     "Measured",
     "Trial",
+    "fit_network",
     "material_of",
     "material_of_split",
     "program_row",
@@ -232,14 +234,32 @@ def _row_of(
     return train_row(name, trials, len(trials), ctx, network, augment, protocol, **sizes)
 
 
-def _fit(job: _Job, trial: Trial) -> tuple[Run, Accuracy]:
-    """Train one network, then test it once."""
-    ctx, rules, material = job.ctx, job.ctx.rules, trial.material
-    number, net = trial.stream, trial.net
-    state = job.factory.create(ctx.data.spec, ctx.seed, *ctx.stream(number, net, "network"), device=ctx.place)
-    if material.program is not None:
-        return _replayed(job, trial, state, material.program)
-    trained = train(
+def fit_network(
+    state: NetworkState,
+    material: Material,
+    ctx: EvalContext,
+    augmenter: Augmenter | None,
+    number: int,
+    net: int,
+    *,
+    classes: int | None = None,
+    objective: Objective | None = None,
+) -> Trained:
+    """Train a network in place as the protocol of a context says.
+
+    Args:
+        state: The network, at the weights that it starts from.
+        material: What it is trained on.
+        ctx: Protocol, shape of images, seeds.
+        augmenter: Applied to every mini-batch.
+        number: Of the set whose random streams are used.
+        net: Number of the network, likewise.
+        classes: Outputs of the network, for augmentation that mixes labels; those of the data by default.
+        objective: What is minimised instead of the cross-entropy.
+    """
+    rules, spec = ctx.rules, ctx.data.spec
+    draws = ctx.generator(number, net, "augment")
+    return train(
         state,
         material.fetch,
         material.order(ctx.generator(number, net, "order")),
@@ -248,11 +268,19 @@ def _fit(job: _Job, trial: Trial) -> tuple[Run, Accuracy]:
         momentum=rules.momentum,
         weight_decay=rules.weight_decay,
         optimizer=rules.optimizer,
-        augmentation=random_augmentation(
-            job.augmenter, ctx.data.spec.shape, ctx.generator(number, net, "augment"), ctx.data.spec.num_classes
-        ),
+        augmentation=random_augmentation(augmenter, spec.shape, draws, classes or spec.num_classes),
         tally=True,
+        objective=objective,
     )
+
+
+def _fit(job: _Job, trial: Trial) -> tuple[Run, Accuracy]:
+    """Train one network, then test it once."""
+    ctx, number, net = job.ctx, trial.stream, trial.net
+    state = job.factory.create(ctx.data.spec, ctx.seed, *ctx.stream(number, net, "network"), device=ctx.place)
+    if trial.material.program is not None:
+        return _replayed(job, trial, state, trial.material.program)
+    trained = fit_network(state, trial.material, ctx, job.augmenter, number, net)
     return _tested(state, trained, trial, ctx)
 
 
