@@ -34,7 +34,7 @@ def test_recipe_runs_on_digits(recipe, tmp_path, capsys):
 def test_killed_run_goes_on_to_the_same_bytes(recipe, tmp_path):
     command = [
         *(sys.executable, "-m", "dcf", "condense", "--recipe", recipe, "--data", "digits", *NETWORK, *SHORT),
-        *("--iterations", "6", "--set", "checkpoint_every=1", "--no-eval", "--seed", "3"),
+        *("--iterations", "4", "--set", "checkpoint_every=1", "--no-eval", "--seed", "3"),
     ]
     quiet = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.run([*command, "--out", "whole"], check=True, timeout=300, **quiet)
