@@ -10,6 +10,8 @@ from dcf.testing.collect import run_check, subject_of
 #: Specs of what cannot or should not be checked with its defaults: required options, smaller sizes.
 SPECS = {
     ("evaluator", "cross-arch"): "cross-arch:pool=[mlp]",
+    ("evaluator", "nas-rank"): "nas-rank:sample=3,max_width=32,resamples=100",
+    ("evaluator", "robust"): "robust:steps=2,corruptions=[blur]",
     ("network", "torchvision"): "torchvision:resnet18",
     ("network", "convnet"): "convnet:width=8,depth=2",
     ("network", "densenet"): "densenet:growth=2",
@@ -46,6 +48,7 @@ SKIPPED = dict.fromkeys(
 
 #: What takes more than a second, all checks together.
 SLOW = {("network", name) for name in ("alexnet", "vgg", "resnet10", "resnet18", "densenet", "torchvision")}
+SLOW |= {("evaluator", name) for name in ("lrs", "ars", "nas-rank", "robust", "membership")}
 
 
 def installed():
