@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from dcf.cli.console import clean, print_json, stdout
+from dcf.cli.matrix import show_matrix
 from dcf.cli.options import AsJson
 from dcf.components import Component, Kind
 from dcf.errors import PluginError, UsageError
@@ -48,10 +49,18 @@ def list_plugins(
     times: Annotated[
         bool, typer.Option("--times", metavar="", help="show how long each plugin took to import")
     ] = False,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", metavar="", help="show which matcher, parameterization and augmenter compose")
+    ] = False,
     json: AsJson = False,
 ) -> None:
     """List what is installed; problems come last."""
     chosen, reg = one_kind(kind), registry()
+    if matrix:
+        if chosen is not None or times:
+            raise UsageError("--matrix shows three kinds and their compositions: give it without --kind and --times")
+        show_matrix(json)
+        return
     items = reg.items(chosen)
     if json:
         print_json(
