@@ -112,6 +112,13 @@ def test_networks_that_do_not_suit_have_none(net, uncompiled):
         assert compiled.loss_gradients(net, images(4), torch.zeros(4, dtype=torch.long)) is None
 
 
+def test_networks_that_are_watched_have_none():
+    net, seen = net_of(), []
+    net.module.conv1.register_forward_hook(lambda *_: seen.append(1))
+    assert not worthwhile(Kind.GRADIENT, net, images(4), 10**9)
+    assert seen == [], "counting must not be watched either"
+
+
 class Random(TinyFactory):
     def build(self, spec):
         net = super().build(spec)

@@ -56,6 +56,8 @@ def worthwhile(kind: Kind, net: NetworkState, images: Tensor, calls: int) -> boo
         images: `(N, C, H, W)`, those of one call.
         calls: In all.
     """
+    if any(m._forward_hooks or m._forward_pre_hooks for m in net.module.modules()):
+        return False  # somebody watches the layers, which a kernel does not pass through
     shape = tuple(int(n) for n in images.shape[1:])
     return len(images) * calls * kind.passes * multiplications(net, shape) >= kind.least
 
