@@ -1,0 +1,266 @@
+"""Whole streams on digits: what is condensed when, what is kept, and what a kill leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+
+import pytest
+import torch
+
+import dcf
+from dcf.cli import main
+from dcf.files import read_tensors
+from dcf_continual import stream as module
+from dcf_continual.model import FILE, read_stream
+from dcf_continual.options import StreamSettings, load_stream, memory_of, stream_names
+from dcf_continual.orders import permutation
+from dcf_continual.plan import require_runnable, stream_groups
+from dcf_continual.stream import run_stream
+
+NETWORK = "convnet:width=4,depth=1"
+
+
+def settings(**changes):
+    usual = {
+        "steps": 2, "seeds": (0,), "memory": "ipc=2", "methods": ("random",), "network": NETWORK, "nets": 1,
+        "protocol_set": {"epochs": 1, "steps_min": 0},
+    }  # fmt: skip
+    return StreamSettings(**{**usual, **changes})
+
+
+def plain(stream):
+    return stream.to_json(timing=False)
+
+
+def configs(root):
+    return [tomllib.loads(file.read_text("utf-8")) for file in sorted(root.glob("cells/*/config.toml"))]
+
+
+def test_only_new_classes_are_condensed_and_all_are_kept(tmp_path):
+    found = run_stream(settings(), tmp_path)
+    order = permutation(0, 10)
+    groups = [tuple(map(str, order[:5])), tuple(map(str, order[5:]))]
+    (result,) = found.rows[0].orders
+    assert list(result.groups) == groups
+    wanted = {f"subset:base=(digits),classes=[{','.join(sorted(group))}]" for group in groups}
+    assert {config["data"] for config in configs(tmp_path)} == wanted
+    assert [m.bytes for m in result.memory] == [5 * 2 * 256, 10 * 2 * 256]
+    memory = dcf.load(tmp_path / "memory" / "random-o0-t1.safetensors")
+    assert memory.classes == list("0123456789")
+    assert memory.storage().views_per_class == 2
+    assert [part["classes"] for part in memory.metadata["assembled"]["parts"]] == [sorted(g) for g in groups]
+    first = dcf.load(tmp_path / "memory" / "random-o0-t0.safetensors")
+    assert sorted({memory.classes[c] for c in first.targets}) == sorted(groups[0])
+    kept = [i for i, c in enumerate(memory.targets) if memory.classes[c] in groups[0]]
+    assert torch.equal(memory.tensors().x[kept], first.tensors().x)
+
+
+def test_counts_are_of_the_classes_seen_and_heads_are_nested(tmp_path):
+    found = run_stream(settings(protocol_set={"epochs": 20, "steps_min": 0}), tmp_path)
+    result = found.rows[0].orders[0]
+    (run,) = result.runs
+    assert {head: [len(row) for row in rows] for head, rows in run.hits.items()} == {
+        head: [1, 2] for head in ("all", "seen", "step")
+    }
+    assert found.classes_seen == (5, 10)
+    for t, row in enumerate(run.hits["all"]):
+        for j, hits in enumerate(row):
+            assert hits <= run.hits["seen"][t][j] <= run.hits["step"][t][j] <= result.counts[j]
+    # When all classes were seen, those that were not seen cannot compete.
+    assert run.hits["all"][-1] == run.hits["seen"][-1]
+    assert found.rows[0].final["all"].mean == pytest.approx(sum(run.hits["all"][-1]) / sum(result.counts))
+
+
+def test_what_is_done_is_not_done_again_and_everything_is_a_function_of_the_settings(tmp_path, monkeypatch):
+    first = run_stream(settings(), tmp_path / "a")
+    assert plain(run_stream(settings(), tmp_path / "b")) == plain(first)
+    monkeypatch.setattr(module, "from_scratch", lambda *_: pytest.fail("trained again"))
+    assert plain(run_stream(settings(), tmp_path / "a")) == plain(first)
+    assert plain(read_stream(tmp_path / "a")) == plain(first)
+    with pytest.raises(pytest.fail.Exception):  # another training is another result
+        run_stream(settings(protocol_set={"epochs": 2, "steps_min": 0}), tmp_path / "a")
+
+
+def test_a_memory_of_fixed_size_makes_room(tmp_path):
+    image = 256
+    found = run_stream(settings(steps=5, memory=f"bytes={20 * image}"), tmp_path)
+    result = found.rows[0].orders[0]
+    # 10, 5, 3, 2 and 2 images a class of 2, 4, 6, 8 and 10.
+    assert [m.views for m in result.memory] == [20, 20, 18, 16, 20]
+    assert all(m.bytes <= 20 * image for m in result.memory)
+    early, late = (dcf.load(tmp_path / "memory" / f"random-o0-t{t}.safetensors") for t in (0, 4))
+    c = early.targets[0]
+    before = early.tensors().x[torch.tensor(early.targets) == c]
+    after = late.tensors().x[torch.tensor(late.targets) == c]
+    assert torch.equal(after, before[:2])
+
+
+def test_classes_that_are_condensed_apart_are_shared_by_orders(tmp_path):
+    table = {"name": "learned", "matcher": "dm:batch_real=4", "network": NETWORK}
+    made = settings(seeds=(0, 1), methods=(), method=(table,), iterations=1, condense="class")
+    run_stream(made, tmp_path)
+    assert sorted(c["data"] for c in configs(tmp_path)) == [f"subset:base=(digits),classes=[{c}]" for c in range(10)]
+    assert {c["seed"] for c in configs(tmp_path)} == {0}
+
+
+def test_real_images_are_chosen_anew_for_each_order(tmp_path):
+    run_stream(settings(seeds=(0, 1), condense="class"), tmp_path)
+    assert sorted(c["seed"] for c in configs(tmp_path)) == [0, 0, 1, 1]
+
+
+def test_a_carried_network_grows_in_order_of_arrival(tmp_path):
+    found = run_stream(settings(steps=5, learner="replay", order=tuple("9876543210")), tmp_path)
+    assert found.head == "seen"
+
+    rows = [
+        len(read_tensors(tmp_path / f"results/random-o0-n0-t{t}.safetensors")[0]["classifier.bias"]) for t in range(5)
+    ]
+    assert rows == [2, 4, 6, 8, 10]
+    assert found.rows[0].orders[0].groups[0] == ("9", "8")
+
+
+def test_a_sequence_of_datasets_adds_images_and_no_classes(tmp_path):
+    found = run_stream(settings(data=("digits", "digits"), order="data", learner="replay"), tmp_path)
+    assert found.classes_seen == (10, 10)
+    result = found.rows[0].orders[0]
+    assert [m.views for m in result.memory] == [20, 40]
+    assert len(result.runs[0].hits["seen"][1]) == 2
+    with pytest.raises(dcf.DataError, match="differ in classes, shape or value space"):
+        run_stream(settings(data=("digits", "digits:norm=unit"), order="data"), tmp_path / "b")
+
+
+# --- settings ----------------------------------------------------------------------------------------
+
+
+def test_named_streams_can_be_run_and_say_what_was_changed():
+    assert {"lowrank-cifar10-5step@1", "dm-cifar100-10step@1", "idc-cifar100-5step@1", "digit-sequence@1"} <= set(
+        stream_names()
+    )
+    for name in stream_names():
+        made = load_stream(name)
+        assert made.id == name
+        assert require_runnable(made)
+    changed = load_stream("lowrank-cifar10-5step").with_changes({"steps": 2, "nets": 1, "memory": "ipc=1"})
+    assert changed.id == 'lowrank-cifar10-5step@1[memory="ipc=1",steps=2]'  # how many were run is no other protocol
+    assert changed.with_changes({"steps": 5, "memory": "ipc=10"}).id == "lowrank-cifar10-5step@1"
+
+
+def test_memories_hold_the_published_numbers_of_floats():
+    for name, floats in (("lowrank-cifar10-5step", 10 * 3072), ("lowrank-cifar100-5step", 20 * 3072)):
+        memory = memory_of(load_stream(name).memory)
+        assert memory.class_bytes(4 * 3072, seen=2) == 4 * floats
+    assert memory_of("bytes=1000").class_bytes(1, seen=4) == 250
+
+
+def test_the_groups_of_the_published_carried_network_are_sorted(tmp_path):
+    groups = stream_groups(load_stream("idc-cifar100-5step"), 0, [f"class {c}" for c in range(100)])
+    order = permutation(0, 100)
+    assert [list(g.numbers) for g in groups] == [sorted(order[i : i + 20]) for i in range(0, 100, 20)]
+
+
+WRONG = {
+    "stream": (["--stream", "lowrnk"], "no stream named 'lowrnk'; there are"),
+    "steps": (["--steps", "0"], "--steps expects int >= 1"),
+    "memory": (["--memory", "10"], "expected ipc=N or class-bytes=N for each class, or bytes=N"),
+    "method": (["--methods", "randm"], "did you mean 'random'?"),
+    "protocol": (["--set", "protocol.epoch=1"], "no option 'epoch'"),
+    "learner": (["--learner", "sgd"], "'gdumb' | 'replay'"),
+    "setting": (["--set", "temprature=1"], "did you mean 'temperature'?"),
+    "data": (["--data", "digit"], "did you mean 'digits'?"),
+}
+ASK = """
+import json, sys
+from dcf.cli import main
+codes = []
+for words in json.load(sys.stdin):
+    codes.append(main(["continual", "run", "--out", "x", *words]))
+    print("---", file=sys.stderr)
+print(json.dumps([codes, "torch" in sys.modules]))
+"""
+
+
+def test_wrong_requests_are_explained_without_torch(tmp_path):
+    asked = json.dumps([words for words, _ in WRONG.values()])
+    done = subprocess.run(
+        [sys.executable, "-c", ASK], input=asked, capture_output=True, text=True, cwd=tmp_path, timeout=110, check=False
+    )
+    codes, torch_was_imported = json.loads(done.stdout)
+    assert not torch_was_imported
+    assert codes == [2] * len(WRONG)
+    for text, (_, says) in zip(done.stderr.split("---\n"), WRONG.values(), strict=False):
+        assert says in text
+        assert "Traceback" not in text
+    assert not list(tmp_path.iterdir())
+
+
+# --- the command line --------------------------------------------------------------------------------
+
+FILE_TEXT = f"""
+steps = 5
+seeds = [0]
+memory = "ipc=1"
+methods = ["random"]
+learner = "replay"
+network = "{NETWORK}"
+nets = 2
+protocol_set = {{ epochs = 2, steps_min = 0 }}
+"""
+
+
+def test_results_are_shown_and_drawn(tmp_path, capsys):
+    run_stream(settings(), tmp_path / "s")
+    assert main(["continual", "show", str(tmp_path / "s")]) == 0
+    shown = capsys.readouterr().out
+    assert "random" in shown
+    assert "10 classes" in shown
+    for form in ("png", "svg", "svg"):
+        assert main(["continual", "plot", str(tmp_path / "s"), "-o", str(tmp_path / f"c.{form}")]) == 0
+    first = (tmp_path / "c.svg").read_bytes()
+    assert main(["continual", "plot", str(tmp_path / "s" / FILE), "-o", str(tmp_path / "d.svg")]) == 0
+    assert (tmp_path / "d.svg").read_bytes() == first
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["continual", "show", str(tmp_path)]) == 1
+    assert main(["continual", "streams"]) == 0
+
+
+def spawn(out, cwd):
+    words = [sys.executable, "-m", "dcf", "continual", "run", "--stream", "tiny.toml", "--out", out]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(words, cwd=cwd, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_a_killed_stream_comes_to_the_same(tmp_path):
+    (tmp_path / "tiny.toml").write_text(FILE_TEXT)
+    whole = run_stream(load_stream(str(tmp_path / "tiny.toml")), tmp_path / "whole")
+    process = spawn("killed", tmp_path)
+    # In the middle of the first chain: a network is carried over the kill.
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "killed/results/random-o0-n0-t1.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "killed" / FILE).exists()
+    again = spawn("killed", tmp_path)
+    _, err = again.communicate(timeout=300)
+    assert again.returncode == 0, err
+    assert plain(read_stream(tmp_path / "killed")) == plain(whole)
+
+
+@pytest.mark.slow
+def test_a_memory_is_learned_and_new_classes_dilute_it(tmp_path):
+    made = settings(
+        steps=5, memory="ipc=10", network="convnet:width=8,depth=2", protocol_set={"epochs": 60, "steps_min": 0}
+    )
+    found = run_stream(made, tmp_path).rows[0]
+    accuracies = [stat.mean for stat in found.accuracy["seen"]]
+    assert accuracies[0] > 0.9
+    assert accuracies[-1] > 0.5
+    assert accuracies[-1] < accuracies[0]
+    assert found.forgetting["seen"].mean > 0
