@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import dcf
 from dcf.build import create
-from dcf.compiled import allowed
+from dcf.compiled import allowed, expected
 from dcf.data import RealData
 from dcf.evaluation import EvalContext
 from dcf.files import atomic_write, read_tensors, write_tensors
@@ -147,7 +147,7 @@ class Runner:
     def _order(self, unit: _Unit) -> OrderResult:
         start = time.perf_counter()
         nets = range(self.settings.nets)
-        with compiled.expected(len(self.settings.seeds) * len(nets)):
+        with expected(len(self.settings.seeds) * len(nets)):
             results = [self._chain(unit, net) for net in nets]
         self.seconds["learn"] += time.perf_counter() - start
         names = self.data[0].spec.classes
