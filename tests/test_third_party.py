@@ -59,9 +59,10 @@ def clean(tmp_path_factory):
     must(sys.executable, "-m", "venv", *(["--without-pip"] if shutil.which("uv") else []), folder / "venv")
     python = folder / "venv/bin/python"
     # The versions that the tests run with: nothing new is fetched where they are cached.
-    pins = [f"{d.metadata['Name']}=={d.version}" for d in metadata.distributions()]
+    # The first of a name is the one that is imported; some packages carry older copies of others.
+    pins = {d.metadata["Name"]: d.version for d in reversed(list(metadata.distributions()))}
     constraints = folder / "constraints.txt"
-    constraints.write_text("\n".join(p for p in sorted(set(pins)) if not p.startswith("dcf")))
+    constraints.write_text("\n".join(f"{n}=={v}" for n, v in sorted(pins.items()) if not n.startswith("dcf")))
     pip(python, "install", "-c", constraints, *wheels)
     return python
 
