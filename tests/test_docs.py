@@ -256,7 +256,7 @@ def test_every_metadata_key_is_described(tmp_path):
     from dcf.files import read_header
 
     small = dcf.condense(matcher="none", iterations=0, ipc=1, store="fp16", evaluate=False)
-    small.metadata |= {"results": {}, "assembled": {}}
+    small.metadata |= {"results": {}, "assembled": {}, "imported": {}}
     small.save(tmp_path / "small.safetensors")
     described = set(re.findall(r"^\| `(dcf\.\w+)` \|", own("file-format.md"), re.M))
     assert set(read_header(tmp_path / "small.safetensors").metadata) == described

@@ -155,6 +155,36 @@ CASES = [
     ),
     Case("report-views", ["report", "plain.safetensors", "--views", "0"], ["--views expects int >= 1, got '0'"]),
     Case("report-form", ["report", "plain.safetensors", "--out", "a.pdf"], ["expected a file ending in .html"]),
+    # --- files of other programs -------------------------------------------------------------------------------------
+    Case("export-format", ["export", "grey.safetensors", "--to", "gif", "-o", "x"], ["--to gif", "pt, pt-pair"]),
+    Case("export-there", ["export", "grey.safetensors", "--to", "pt", "-o", "grey.safetensors"], ["--force"]),
+    Case("export-folder", ["export", "grey.safetensors", "--to", "png", "-o", "grey.safetensors"], ["got a file"]),
+    Case("export-none", ["export", "no.safetensors", "--to", "pt", "-o", "x"], ["no file 'no.safetensors'"], code=1),
+    Case("import-data", ["import", "x.pt", "-o", "x"], ["missing option", "--data"]),
+    Case("import-name", ["import", "x.pt", "--data", "digit", "-o", "x"], ["did you mean 'digits'?"], "digit"),
+    Case("import-none", ["import", "x.pt", "--data", "digits", "-o", "x"], ["no file 'x.pt'"], code=1),
+    Case(
+        "import-own",
+        ["import", "grey.safetensors", "--data", "digits", "-o", "x"],
+        ["is not a .pt file", "sets of dcf need no import"],
+        code=1,
+    ),
+    Case(
+        "import-lr", ["import", "x.pt", "--data", "digits", "-o", "x", "--lr", "-1"], ["--lr expects float > 0", "'-1'"]
+    ),
+    Case(
+        "import-values",
+        ["import", "x.pt", "--data", "digits", "-o", "x", "--values", "raw"],
+        ["'auto' | 'space' | 'pixels', got 'raw'"],
+    ),
+    Case(
+        "import-param-values",
+        ["import", "x.pt", "--data", "digits", "-o", "x", "--param", "lowrank:r=2", "--values", "pixels"],
+        ["lowrank:r=2 says itself what it stores"],
+    ),
+    Case(
+        "import-labels", ["import", "x.pt", "--data", "digits", "-o", "x", "--labels", "sft"], ["expected hard"], "sft"
+    ),
     # --- sets that become one ----------------------------------------------------------------------------------------
     Case("merge-out", ["merge", "grey.safetensors"], ["missing option", "--out"]),
     Case("merge-there", ["merge", "grey.safetensors", "-o", "grey.safetensors"], ["a file of that name", "--force"]),

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from dcf.auxiliary import AuxiliaryObjective
     from dcf.context import Context
     from dcf.evaluator import Evaluator
+    from dcf.exchange.exporting import export_set
+    from dcf.exchange.importing import import_set
     from dcf.matcher import Matcher
     from dcf.networks.base import Network, NetworkFactory, NetworkState
     from dcf.parameterization import Parameterization
@@ -80,7 +82,9 @@ __all__ = [
     "append",
     "condense",
     "evaluate",
+    "export_set",
     "hookimpl",
+    "import_set",
     "load",
     "merge",
     "slice_set",
@@ -109,6 +113,8 @@ _LAZY = {
     "append": "dcf.assembly",
     "condense": "dcf.run",
     "evaluate": "dcf.run",
+    "export_set": "dcf.exchange.exporting",
+    "import_set": "dcf.exchange.importing",
     "load": "dcf.synthetic",
     "merge": "dcf.assembly",
     "slice_set": "dcf.assembly",

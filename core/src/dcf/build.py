@@ -8,11 +8,11 @@ from typing import Any, Final
 
 from dcf.components import Kind
 from dcf.config import validate, validate_mapping
-from dcf.errors import SpecError, UsageError
+from dcf.errors import DcfError, SpecError, UsageError
 from dcf.registry import Registry, registry
 from dcf.spec import Option, Spec, Stack, parse, parse_one
 
-__all__ = ["check", "create", "create_stack", "spec_text", "stacked", "suited"]
+__all__ = ["check", "create", "create_stack", "spec_text", "stacked", "suited", "used_packages"]
 
 #: What an object must be to stand in for a spec.
 _BASES: Final[Mapping[Kind, tuple[str, ...]]] = {
@@ -144,6 +144,19 @@ def suited(param: Any) -> dict[str, Any]:
     """
     made = create_stack(Kind.PARAM, param)[-1]
     return {key: value for part in stacked(made) for key, value in part.defaults.items()}
+
+
+def used_packages(specs: Mapping[str, str]) -> dict[str, str]:
+    """Distribution and version of every component of some specs by kind, as `kind:name`; objects are left out."""
+    found = {}
+    for kind, text in specs.items():
+        for spec in parse(text):
+            try:
+                plugin = registry().find(kind, spec).plugin
+            except DcfError:  # an object of no plugin: there is nothing to name
+                continue
+            found[f"{kind}:{spec.name}"] = f"{plugin.distribution} {plugin.version}"
+    return found
 
 
 def spec_text(kind: Kind | str, what: Any) -> str:

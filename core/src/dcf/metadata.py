@@ -26,7 +26,19 @@ FORMAT: Final = 3
 _PREFIX: Final = "dcf."
 #: Values that are tables where they are there.
 _TABLES: Final = (
-    *("assembled", "config", "data", "environment", "hints", "options", "packages", "results", "run", "selection"),
+    *(
+        "assembled",
+        "config",
+        "data",
+        "environment",
+        "hints",
+        "imported",
+        "options",
+        "packages",
+        "results",
+        "run",
+        "selection",
+    ),
     "storage",
 )
 #: Characters of one entry of `config`, such as a spec, and levels that a value may be nested: what nobody needs.

@@ -17,7 +17,7 @@ from dcf.runconfig import SPEC_ROLES, RunConfig, apply_overrides, parse_budget
 from dcf.spec import Spec, Stack, parse, parse_one
 from dcf.types import MatcherDefaults
 
-__all__ = ["Request", "complete", "resolve"]
+__all__ = ["Request", "add_labels", "complete", "resolve"]
 
 _HARD = "hard"
 _LABELS = "-labels"
@@ -60,7 +60,7 @@ def resolve(
     for role, kind in SPEC_ROLES.items():
         if role in settings and role not in objects:
             settings[role] = str(check(kind, str(settings[role]), _FLAGS.get(role)))
-    _add_labels(settings, objects)
+    add_labels(settings, objects)
     _split_protocol(settings)
     _check_values(settings)
     return Request(settings, objects)
@@ -95,10 +95,17 @@ def complete(request: Request, hints: Mapping[str, Any], defaults: MatcherDefaul
     return validate_mapping(RunConfig, base, "run")
 
 
-def _add_labels(settings: dict[str, Any], objects: Mapping[str, Any]) -> None:
+def add_labels(settings: dict[str, Any], objects: Mapping[str, Any]) -> None:
     """Learned labels are stored by a parameterization on top: `--labels NAME:...` adds `NAME-labels:...` to the stack.
 
     A stack that has them already, as the configuration of a run does, stays as it is.
+
+    Args:
+        settings: `labels` and `param` of a run; the latter is changed.
+        objects: Components that were given as objects, by role.
+
+    Raises:
+        UsageError: When there are no such labels, or nothing that they could be stacked on.
     """
     text = str(settings.get("labels", _HARD))
     if text == _HARD:

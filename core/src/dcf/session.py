@@ -16,13 +16,13 @@ import torch
 
 from dcf import compiled
 from dcf.augmenter import Augmenter, ChainAugmenter
-from dcf.build import create, create_stack, stacked
+from dcf.build import create, create_stack, stacked, used_packages
 from dcf.components import Kind
 from dcf.context import Context
 from dcf.data.real import RealData
 from dcf.distributed import ALONE, World
 from dcf.engine import Engine, Progress, estimate_chunk
-from dcf.errors import DcfError, NonFiniteError, RunError, UsageError
+from dcf.errors import NonFiniteError, RunError, UsageError
 from dcf.matcher import Matcher
 from dcf.metadata import format_of
 from dcf.networks.base import NetworkFactory
@@ -30,14 +30,12 @@ from dcf.networks.preflight import preflight_double_backward
 from dcf.nothing import Nothing
 from dcf.parameterization import Parameterization
 from dcf.planning import plan_items
-from dcf.registry import registry
 from dcf.runconfig import SPEC_ROLES, RunConfig
 from dcf.rundir import RunDir
 from dcf.runtime import environment
 from dcf.seeding import generator
 from dcf.selection import select
 from dcf.selector import Selector
-from dcf.spec import parse
 from dcf.synthetic import SyntheticSet
 
 __all__ = ["Session", "interruptible", "make_augmenter"]
@@ -272,15 +270,6 @@ class Session:
 
     def _metadata(self) -> dict[str, Any]:
         config = self.config
-        used = {role: parse(text) for role, text in config.specs().items()}
-        packages = {}
-        for role, stack in used.items():
-            for spec in stack:
-                try:
-                    plugin = registry().find(SPEC_ROLES[role], spec).plugin
-                except DcfError:  # an object of no plugin: there is nothing to name
-                    continue
-                packages[f"{SPEC_ROLES[role]}:{spec.name}"] = f"{plugin.distribution} {plugin.version}"
         return {
             "run": {k: v for k, v in config.model_dump(mode="json").items() if k not in SPEC_ROLES},
             "options": {
@@ -292,7 +281,7 @@ class Session:
                     ("network", self.networks),
                 )
             },
-            "packages": packages,
+            "packages": used_packages({SPEC_ROLES[role]: text for role, text in config.specs().items()}),
             "data": {
                 "id": self.data.id,
                 "checksum": self.data.checksum,

@@ -10,7 +10,21 @@ import typer
 from typer.main import get_command
 
 from dcf import __version__
-from dcf.cli import assemble, bench, check, condense, data, doctor, estimate, evaluate, info, plugins, recipes, report
+from dcf.cli import (
+    assemble,
+    bench,
+    check,
+    condense,
+    data,
+    doctor,
+    estimate,
+    evaluate,
+    exchange,
+    info,
+    plugins,
+    recipes,
+    report,
+)
 from dcf.cli.console import setup_logging
 from dcf.errors import PluginError
 from dcf.processes import rank
@@ -29,7 +43,21 @@ def build(reg: Registry | None = None) -> typer.Typer:
     """
     reg = reg or registry()
     app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, callback=_start)
-    for module in (condense, estimate, evaluate, assemble, plugins, info, report, recipes, bench, check, data, doctor):
+    for module in (
+        condense,
+        estimate,
+        evaluate,
+        assemble,
+        exchange,
+        plugins,
+        info,
+        report,
+        recipes,
+        bench,
+        check,
+        data,
+        doctor,
+    ):
         module.add_to(app)
     add_plugin_commands(app, reg)
     return app
