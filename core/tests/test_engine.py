@@ -308,6 +308,20 @@ def test_objectives_of_the_parameterization_are_learned_at_every_update():
     assert logs["aux"] == pytest.approx(float(first.square().sum() + second.square().sum()) / 4, rel=1e-5)
 
 
+def test_an_objective_of_every_iteration_takes_part_in_its_first_update_only():
+    engine = shrinking()
+    engine.objectives[0].every = "outer"
+    before = images_of(engine)
+    engine.iterate(0)
+    engine.iterate(1)
+    after = before
+    for _ in range(2):
+        after = 0.9 * after - 0.1 - 0.1
+    assert torch.allclose(images_of(engine), after, atol=1e-6)
+    assert engine.objectives[0].drawn == [(0, 0), (1, 0)]
+    assert float(engine.objectives[0].count) == 2
+
+
 def test_state_of_objectives_outlives_the_run():
     first, second = shrinking(), shrinking()
     first.iterate(0)

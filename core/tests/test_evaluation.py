@@ -29,6 +29,7 @@ from dcf.networks.base import Network, NetworkFactory
 from dcf.pixels import Pixels
 from dcf.space import ValueSpace
 from dcf.synthetic import SyntheticSet
+from dcf.testing.fakes import filled
 from dcf.types import Batch, DataSpec, Hints
 
 SHAPE, CLASSES = (1, 4, 4), 3
@@ -116,6 +117,40 @@ def test_every_value_of_every_set_and_network_is_reported(data):
     assert report.summary.mean == pytest.approx(sum(r.value for r in runs) / 6)
     assert (report.summary.n_sets, report.summary.n_nets, report.protocol) == (3, 2, "tiny@1")
     assert len(report.rows[0].per_class) == CLASSES
+
+
+class Versions(Pixels):
+    """Every image as it is and mirrored; an epoch shows one of the two."""
+
+    @property
+    def view_class(self):
+        return self.item_class.repeat_interleave(2)
+
+    def images(self, index):
+        plain = super().images(index // 2)
+        return torch.where((index % 2).view(-1, 1, 1, 1) == 1, plain.flip(-1), plain)
+
+    def absorb(self, images, generator=None):
+        super().absorb(images[::2], generator)
+
+    @property
+    def epoch_length(self):
+        return len(self.item_class)
+
+    def epoch(self, generator):
+        order = torch.randperm(self.epoch_length, generator=generator)
+        return 2 * order + torch.randint(2, order.shape, generator=generator)
+
+
+def test_a_set_may_show_one_of_several_versions_of_an_image_an_epoch(data):
+    param = filled(Versions(), data, 2)
+    one = SyntheticSet(param, SPEC, {"network": "tiny", "augment": "none", "data": "toy"}, 0)
+    row = Train().evaluate([one], context(data)).rows[0]
+    assert row.images == 12  # six images in two versions
+    assert (row.runs[0].steps, row.runs[0].images_seen) == (8, 24)  # four epochs of six, in batches of four
+    # As long as asked for: steps are counted from the images that an epoch visits.
+    longer = context(data, overrides={"steps_min": 20})
+    assert Train().evaluate([one], longer).rows[0].runs[0].steps == 20
 
 
 def test_a_condensed_set_teaches_its_classes(data):

@@ -61,6 +61,20 @@ class Unordered(Pixels):
         return super().images(index.sort().values)
 
 
+class LeavesOut(Pixels):
+    @property
+    def epoch_length(self):
+        return len(self.view_class) - 1
+
+    def epoch(self, generator):
+        return torch.randperm(self.epoch_length, generator=generator)
+
+
+class Repeats(Pixels):
+    def inner_epoch(self, generator, batch):
+        return torch.randint(len(self.view_class), (len(self.view_class),), generator=generator)
+
+
 class Underreports(Pixels):
     def storage(self):
         return dcf.parameterization.Storage((), len(self.view_class), 192)
@@ -140,6 +154,8 @@ PARAM_FAULTS = {
     Drifts: "check_decoding_is_pure",
     Noisy: "check_same_seed_same_result",
     Unordered: "check_decoding_follows_the_index",
+    LeavesOut: "check_epoch_visits_every_view",
+    Repeats: "check_epoch_visits_every_view",
     Underreports: "check_storage_is_what_the_file_holds",
     IgnoresMeta: "check_allocates_on_meta",
     Generous: "check_plan_uses_the_budget",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
@@ -19,7 +19,13 @@ class AuxiliaryObjective:
     At each update the engine adds the gradient of `loss` to that of the matcher, moves the synthetic set, and calls
     `after_update`. Weights that are not stored, such as those of an adversary, belong to the objective: it trains
     them itself, and gives them to checkpoints through `state_dict`.
+
+    Attributes:
+        every: "update", or "outer" to take part in the first update of each outer iteration alone: matchers differ
+            in how many they make, from one to thousands.
     """
+
+    every: Literal["update", "outer"] = "update"
 
     def loss(self, ctx: Context) -> Tensor:
         """The objective, a scalar that depends on the stored tensors.

@@ -289,7 +289,8 @@ class Engine:
     def _update(self, tally: _Tally) -> None:
         # Before the set's own objectives, which every process computes alike.
         self.world.sum_([t.grad for t in self.watch if t.grad is not None])
-        for objective in self.objectives:
+        objectives = [o for o in self.objectives if o.every == "update" or self.ctx.update == 0]
+        for objective in objectives:
             loss = objective.loss(self.ctx)
             torch.autograd.backward(loss, inputs=self.watch)
             tally.add_aux(loss)
@@ -299,7 +300,7 @@ class Engine:
         with torch.no_grad():
             self.ctx.param.project_()
             self.matcher.project_()
-        for objective in self.objectives:
+        for objective in objectives:
             objective.after_update(self.ctx)
         for ctx in {id(c): c for c in (self.ctx, *self.views)}.values():
             ctx.update += 1

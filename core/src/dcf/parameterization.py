@@ -280,9 +280,30 @@ class Parameterization(nn.Module):
         """Images and labels of views."""
         return Batch(self.images(index), self.labels(index))
 
+    @property
+    def epoch_length(self) -> int:
+        """Views that an epoch visits, at least 1: all, unless it draws which of several versions to show."""
+        return len(self.view_class)
+
     def epoch(self, generator: torch.Generator) -> Tensor:
-        """Order in which one training epoch visits the views: `(views,)` indices."""
+        """Order in which one training epoch visits the views: `(epoch_length,)` indices, none of them twice.
+
+        What an epoch leaves out, others visit: each view has the same chance.
+        """
         return torch.randperm(len(self.view_class), generator=generator).to(self.item_class.device)
+
+    def inner_epoch(self, generator: torch.Generator, batch: int) -> Tensor:
+        """The same for the training inside a matcher's iteration; overridden where that differs from evaluation.
+
+        Args:
+            generator: CPU generator.
+            batch: The order is cut into mini-batches of so many from its beginning; the last may be short. A
+                parameterization may let all views of one have something in common.
+
+        Returns:
+            `(epoch_length,)` indices.
+        """
+        return self.epoch(generator)
 
     def item_rows(self, spec: DataSpec, items: Tensor) -> dict[str, Tensor]:
         """Which rows of the stored tensors belong to some items: what merging, slicing and appending move.

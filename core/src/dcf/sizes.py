@@ -39,6 +39,8 @@ def size_line(storage: Mapping[str, Any]) -> str:
     """A storage table in one line."""
     texts = size_texts(storage)
     parts = [f"{count(storage.get('floats'))} floats", f"{count(storage.get('bytes'))} bytes"]
+    if _is_number(storage.get("equivalent_images")) and storage["equivalent_images"] != storage.get("views"):
+        parts.append(f"as many as {texts['equivalent_images']} plain images")
     parts += [f"as {clean(storage['store'], 12)}"] if "store" in storage else []
     parts += [f"{count(storage.get('views'))} views"]
     parts += [f"{texts['views_per_class']} a class"] if "views_per_class" in storage else []

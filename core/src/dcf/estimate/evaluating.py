@@ -60,7 +60,7 @@ class Evaluation:
             return
         rules, hints = self.ctx.rules, self.set.hints
         material = material_of(self.set, self.ctx)
-        epochs = schedule_for(rules, material.size, hints.lr, hints.steps).epochs
+        epochs = schedule_for(rules, material.epoch_length, hints.lr, hints.steps).epochs
         test = self._test_seconds(gauge)
         yield self._row("sets", material, epochs, test, gauge)
         for name in self.rows:
@@ -69,7 +69,7 @@ class Evaluation:
                 yield self._row(name, beside, cost(rules, beside.size).epochs, test, gauge)
 
     def _row(self, name: str, material: Material, epochs: int, test: float, gauge: Gauge) -> EvaluationRow:
-        seconds = epochs * material.size * self._seconds_per_image(material, epochs, gauge)
+        seconds = epochs * material.epoch_length * self._seconds_per_image(material, epochs, gauge)
         return EvaluationRow(name, self.ctx.n_nets, epochs, seconds, test)
 
     def _random(self) -> Material | None:
@@ -87,7 +87,7 @@ class Evaluation:
         batch = self.ctx.rules.batch
         first, _ = self._train(material, 1, gauge)
         seconds, images = self._train(material, _FEWEST, gauge)
-        steps = min(int(_ENOUGH * _FEWEST / max(seconds, 1e-6)), epochs * math.ceil(material.size / batch))
+        steps = min(int(_ENOUGH * _FEWEST / max(seconds, 1e-6)), epochs * math.ceil(material.epoch_length / batch))
         if steps > _FEWEST and first + seconds < _ENOUGH:
             seconds, images = self._train(material, steps, gauge)
         return seconds / images
@@ -95,7 +95,7 @@ class Evaluation:
     def _train(self, material: Material, steps: int, gauge: Gauge) -> tuple[float, int]:
         """Seconds of about so many optimiser steps of a fresh network, and the images they saw."""
         ctx, rules = self.ctx, self.ctx.rules
-        per_epoch = min(steps, math.ceil(material.size / rules.batch))
+        per_epoch = min(steps, math.ceil(material.epoch_length / rules.batch))
         order = material.order(ctx.generator(0, 0, "order"))
 
         def shortened(epoch: int) -> Tensor:

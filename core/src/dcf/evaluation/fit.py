@@ -66,6 +66,7 @@ class Material:
         lr: Step size that was learned with the images, if any.
         steps: Training length in optimiser steps that was learned with them, if any.
         program: The training that they were made for, if it is to be run instead of the protocol's.
+        visited: How many of them an epoch visits; all where None.
     """
 
     size: int
@@ -74,6 +75,12 @@ class Material:
     lr: float | None = None
     steps: int | None = None
     program: Program | None = None
+    visited: int | None = None
+
+    @property
+    def epoch_length(self) -> int:
+        """Images that an epoch visits."""
+        return self.size if self.visited is None else self.visited
 
 
 class Trial(NamedTuple):
@@ -119,7 +126,7 @@ class _Done(NamedTuple):
 
 
 def schedule_for(protocol: Protocol, n: int, learned: float | None = None, steps: int | None = None) -> Schedule:
-    """The learning rates of a protocol for n training images, a learned step size and a learned length, if any."""
+    """The learning rates of a protocol for n images an epoch, a learned step size and a learned length, if any."""
     lr, epochs = protocol.step_size(learned), protocol.nominal_epochs(n, steps)
     if protocol.schedule == "step-restart":
         return Schedule.step_restart(lr, epochs, protocol.extra_epoch)
@@ -140,7 +147,8 @@ def material_of(one: SyntheticSet, ctx: EvalContext) -> Material:
             return lambda _epoch: index.to(ctx.place)
         return lambda _epoch: one.param.epoch(generator).to(ctx.place)
 
-    return Material(len(index), lambda i: Batch(x[i], y[i]), order, one.hints.lr, one.hints.steps)
+    visited = len(index) if one.hints.ordered else one.param.epoch_length
+    return Material(len(index), lambda i: Batch(x[i], y[i]), order, one.hints.lr, one.hints.steps, None, visited)
 
 
 def material_of_split(split: Split, device: torch.device | str, lr: float | None = None) -> Material:
@@ -263,7 +271,7 @@ def fit_network(
         state,
         material.fetch,
         material.order(ctx.generator(number, net, "order")),
-        schedule_for(rules, material.size, material.lr, material.steps),
+        schedule_for(rules, material.epoch_length, material.lr, material.steps),
         batch=rules.batch,
         momentum=rules.momentum,
         weight_decay=rules.weight_decay,

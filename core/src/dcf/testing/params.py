@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -154,11 +155,21 @@ def check_decoding_follows_the_index(subject: Subject) -> None:
 
 
 def check_epoch_visits_every_view(subject: Subject) -> None:
-    """An epoch is an order of all views, drawn from its generator alone."""
+    """An epoch visits `epoch_length` views once each, drawn from its generator alone, and no view is always left out.
+
+    That of inner training does likewise.
+    """
     param = build(subject)
-    order, again = (param.epoch(generator(0, "epoch")) for _ in range(2))
-    require(torch.equal(order, again), "the same generator gives another order")
-    require(set(order.tolist()) == set(range(len(param.view_class))), "an epoch leaves out a view")
+    everything, length = set(views(param).tolist()), param.epoch_length
+    for name, epoch in (("epoch", param.epoch), ("inner_epoch", lambda draws: param.inner_epoch(draws, 2))):
+        order, again = (epoch(generator(0, "epoch")) for _ in range(2))
+        require(torch.equal(order, again), f"{name}: the same generator gives another order")
+        require(len(order) == length, f"{name}: expected epoch_length = {length} indices, got {len(order)}")
+        require(len(set(order.tolist())) == length, f"{name}: a view is visited twice")
+        # A view that is one of k is left out of so many epochs with a chance of about exp(-20).
+        epochs = 1 if length == len(everything) else 20 * math.ceil(len(everything) / length)
+        seen = {v for number in range(epochs) for v in epoch(generator(number, "epoch")).tolist()}
+        require(seen == everything, f"{name}: views that are never visited, or are none: {sorted(seen ^ everything)}")
 
 
 def check_follows_dtype(subject: Subject) -> None:

@@ -79,7 +79,7 @@ class LD(dcf.Matcher):
 
     def prepare(self, ctx: dcf.Context) -> None:
         """Make the first network; its weights are replaced if the run is resumed."""
-        images, classes = len(ctx.param.view_class), ctx.spec.num_classes
+        images, classes = ctx.param.epoch_length, ctx.spec.num_classes
         config = self.config
         self.batch = inner_batch(images, classes) if config.batch == "auto" else min(config.batch, images)
         self.rule = RestartRule(restart_window(images, classes) if config.window == "auto" else config.window)
@@ -164,8 +164,8 @@ class LD(dcf.Matcher):
 
     def small_batch(self, ctx: dcf.Context, it: int) -> dcf.Batch:
         """Images of the set, as constants, with their labels: likewise, of passes over the set."""
-        count = len(ctx.param.view_class)
-        index = _part(ctx.param.epoch(_pass(ctx, "set", it, count // self.batch)), it, self.batch)
+        draws = _pass(ctx, "set", it, ctx.param.epoch_length // self.batch)
+        index = _part(ctx.param.inner_epoch(draws, self.batch), it, self.batch)
         return dcf.Batch(ctx.param.images(index).detach(), ctx.param.labels(index))
 
     # --- what outlives an iteration --------------------------------------------------------------

@@ -156,9 +156,18 @@ class SoftLabels(dcf.Parameterization):
         """`(N, K)` probabilities, differentiable."""
         return distributions(self.soft_labels[index], self.config.form)
 
+    @property
+    def epoch_length(self) -> int:
+        """As many as of the left one."""
+        return self.below.epoch_length
+
     def epoch(self, generator: torch.Generator) -> Tensor:
         """The order of the left one."""
         return self.below.epoch(generator)
+
+    def inner_epoch(self, generator: torch.Generator, batch: int) -> Tensor:
+        """The order of the left one."""
+        return self.below.inner_epoch(generator, batch)
 
     # --- learning --------------------------------------------------------------------------------
 
