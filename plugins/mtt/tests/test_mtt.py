@@ -71,6 +71,7 @@ def first_step(ctx, matcher, it=0):
         ({"keep": 0}, "a number above 0"),
         ({"syn_steps": 0}, "greater than or equal to 1"),
         ({"lr_teacher": 0}, "greater than 0"),
+        ({"lr_least": 0.2}, "lr_least of at most lr_teacher=0.1, got 0.2"),
         ({"unroll": "backwards"}, "adjoint"),
     ],
 )
@@ -271,9 +272,12 @@ def test_step_size_moves_as_plain_gradient_descent_on_it_to_first_order():
     assert matcher.hints().lr - 0.1 == pytest.approx(-1e-4 * slope, rel=0.02)
 
 
-@pytest.mark.parametrize("sign", [-1.0, 1.0])
-def test_step_size_stays_positive_and_in_bounds_under_a_huge_gradient(sign, monkeypatch):
-    ctx, matcher = context(), MTT(options())
+@pytest.mark.parametrize(
+    ("sign", "least", "wanted"),
+    [(1.0, 0.0, 0.1 / 1000), (1.0, 0.03, 0.03), (1.0, 1e-9, 0.1 / 1000), (-1.0, 0.0, 0.1 * 1000)],
+)
+def test_step_size_stays_positive_and_in_bounds_under_a_huge_gradient(sign, least, wanted, monkeypatch):
+    ctx, matcher = context(), MTT(options(lr_least=least))
     engine = begin(ctx, matcher)
 
     def outer(ctx, it):
@@ -282,7 +286,6 @@ def test_step_size_stays_positive_and_in_bounds_under_a_huge_gradient(sign, monk
     monkeypatch.setattr(matcher, "outer", outer)
     for it in range(3):
         engine.iterate(it)
-    wanted = 0.1 / 1000 if sign > 0 else 0.1 * 1000
     assert matcher.hints().lr == pytest.approx(wanted, rel=1e-4)
 
 
@@ -435,3 +438,42 @@ def test_soft_labels_of_the_set_are_taught():
 
 def test_stand_ins_are_public_for_what_measures():
     assert "StandIns" in dcf_mtt.matcher.__all__
+
+
+class Paired(dcf.testing.fakes.Pixels):
+    """Every image in two versions; all images of a student's step are shown in the same one."""
+
+    @property
+    def view_class(self):
+        return self.item_class.repeat_interleave(2)
+
+    @property
+    def epoch_length(self):
+        return len(self.item_class)
+
+    def images(self, index):
+        return super().images(index // 2) + (index % 2).view(-1, 1, 1, 1)
+
+    def absorb(self, images, generator=None):
+        super().absorb(images[::2], generator)
+
+    def inner_epoch(self, generator, batch):
+        order = torch.randperm(self.epoch_length, generator=generator)
+        versions = torch.randint(2, (-(-len(order) // batch),), generator=generator)
+        return 2 * order + versions.repeat_interleave(batch)[: len(order)]
+
+
+@pytest.mark.parametrize(("batch", "sizes"), [("all", [4] * 4), (3, [1, 3, 1, 3]), (9, [4] * 4)])
+def test_steps_see_what_the_set_says_they_have_in_common(batch, sizes):
+    data = fake_data()
+    ctx, matcher = context(filled(Paired(), data, 2), data), MTT(options(batch_syn=batch))
+    versions = set()
+    for it in range(8):
+        images = ctx.param.images(torch.arange(8))
+        drawn, batches = matcher.drawn(ctx, it)
+        seen = [[int((drawn.x[i] == images).flatten(1).all(1).nonzero()) for i in step] for step in batches]
+        assert [len(step) for step in seen] == sizes
+        assert all(len({view % 2 for view in step}) == 1 for step in seen)
+        assert all(len({view // 2 for view in step}) == len(step) for step in seen)
+        versions |= {step[0] % 2 for step in seen}
+    assert versions == {0, 1}

@@ -20,7 +20,6 @@ from dcf.unroll import stateless, train_on
 from dcf_mtt.start import agreed_labels
 from dcf_mtt.student import (
     draw_start,
-    fresh_permutations,
     scale_gradient,
     student_batches,
     trajectory_loss,
@@ -30,6 +29,11 @@ from dcf_mtt.student import (
 
 def gen(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def fresh_permutations(n, generator):
+    while True:
+        yield torch.randperm(n, generator=generator)
 
 
 @pytest.mark.parametrize("module", [dcf_mtt.student, dcf_mtt.options, dcf_mtt.experts])

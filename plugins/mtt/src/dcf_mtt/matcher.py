@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,6 @@ from dcf_mtt.options import MTTConfig, experts_of
 from dcf_mtt.start import agreed_labels, classify, images_known_to_experts
 from dcf_mtt.student import (
     draw_start,
-    fresh_permutations,
     scale_gradient,
     student_batches,
     trajectory_loss,
@@ -168,9 +168,10 @@ class MTT(dcf.Matcher):
 
     def drawn(self, ctx: dcf.Context, it: int) -> tuple[dcf.Batch, list[Tensor]]:
         """The images and labels that an iteration uses, decoded once, and where each step finds its own in them."""
-        config, views = self.config, len(ctx.param.view_class)
-        size = views if config.batch_syn == "all" else min(config.batch_syn, views)
-        orders = fresh_permutations(views, generator(ctx.seed, "student batches", it))
+        config, param = self.config, ctx.param
+        size = param.epoch_length if config.batch_syn == "all" else min(config.batch_syn, param.epoch_length)
+        draws = generator(ctx.seed, "student batches", it)
+        orders = (param.inner_epoch(draws, size).cpu() for _ in itertools.count())
         batches = student_batches(orders, size, config.syn_steps)
         used, positions = torch.unique(torch.cat(batches), return_inverse=True)
         images, labels = ctx.param.batch(used.to(ctx.device))
@@ -182,9 +183,10 @@ class MTT(dcf.Matcher):
     # --- what outlives an iteration --------------------------------------------------------------------
 
     def project_(self) -> None:
-        """Keep the step size within a factor of 1000 of where it began."""
-        middle = math.log(self.config.lr_teacher)
-        self.step_size.raw.clamp_(middle - math.log(_MOST), middle + math.log(_MOST))
+        """Keep the step size within a factor of 1000 of where it began, and above its least value."""
+        begin = self.config.lr_teacher
+        least = max(begin / _MOST, self.config.lr_least)
+        self.step_size.raw.clamp_(math.log(least), math.log(begin * _MOST))
 
     def hints(self) -> dcf.Hints:
         """The learned step size, which the set is to be trained with."""

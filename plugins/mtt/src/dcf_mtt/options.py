@@ -55,6 +55,7 @@ class MTTConfig(dcf.Config):
     batch_syn: int | Literal["all"] = Field("all", description="synthetic images a step of the student, or all")
     lr_teacher: float = Field(0.01, gt=0, description="step size of the student to begin with; it is learned")
     lr_lr: float = Field(1e-5, ge=0, description="step size of that step size; 0: it stays")
+    lr_least: float = Field(0.0, ge=0, description="the learned step size never falls below it; 0: no such bound")
     experts: int | Literal["auto"] = Field(
         "auto", description="number of experts; auto: 100, or 5 where there are fewer than 10000 training images"
     )
@@ -115,6 +116,8 @@ class MTTConfig(dcf.Config):
             raise ValueError(
                 f"expected min_start_epoch below max_start_epoch={self.max_start_epoch}, got {self.min_start_epoch}"
             )
+        if self.lr_least > self.lr_teacher:
+            raise ValueError(f"expected lr_least of at most lr_teacher={self.lr_teacher}, got {self.lr_least}")
         if self.window == "aligned" and not self.min_start_epoch < self.window_start <= self.max_start_epoch:
             raise ValueError(
                 f"expected window_start above min_start_epoch={self.min_start_epoch} and at most "

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 __all__ = [
     "draw_start",
-    "fresh_permutations",
     "scale_gradient",
     "student_batches",
     "trajectory_loss",
@@ -65,12 +64,6 @@ def student_batches(orders: Iterable[Tensor], size: int, steps: int) -> list[Ten
         if len(found) >= steps:
             return found[:steps]
     raise ValueError(f"expected orders for {steps} steps, got enough for {len(found)}")
-
-
-def fresh_permutations(n: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Random orders of n images, one after the other, without end."""
-    while True:
-        yield torch.randperm(n, generator=generator)
 
 
 def window_end(it: int, begin: int, end: int, iterations: int) -> int:
