@@ -26,6 +26,7 @@ TINY = {
     "dc": "dc:match_steps=2,net_epochs=1",
     "dcc": "dcc:match_steps=2,net_epochs=1,outer_warmup=0,inner_warmup=0",
     "dd": "dd:epochs=1,batch_real=8",
+    "haba": "haba:styles=2",
     "idc": "idc:inner_loop=2,n_data=8,batch_real=4,batch_train=4",
     "mtt": "mtt:syn_steps=3,expert_epochs=2,max_start_epoch=1,experts=2",
     "soft-labels": "soft-labels:init=uniform",

@@ -96,6 +96,7 @@ HASHES = {
     "rtp@1": "1992cfb1ed5f074f",
     "ld@1": "8699d110fb4ecffd",
     "idc@1": "586816716b4a9f3e",
+    "haba@1": "a6cc0cfb5496f78b",
 }
 
 

@@ -13,6 +13,7 @@ from tests.parity.compare import check
 from torch.nn import functional as F
 
 pytest.importorskip("dcf_idc")
+pytest.importorskip("dcf_haba")
 
 CASES = Path(__file__).parent / "parity" / "cases"
 
@@ -21,10 +22,10 @@ def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def write(path, kind, hyper, tensors, net=None):
+def write(path, kind, hyper, tensors, net=None, extra=None):
     """A case file; inputs in single precision, outputs in double, as the recorded ones."""
     meta = {"format": 1, "case": path.stem, "kind": kind, "dtype": "float64", "hyper": hyper, "net": net or {}}
-    meta["tolerance"] = {"rel": 1e-8, "floor": 1e-6}
+    meta |= {"tolerance": {"rel": 1e-8, "floor": 1e-6}, **(extra or {})}
     save_file({k: t.detach().contiguous() for k, t in tensors.items()}, path, {"case": json.dumps(meta)})
     return path
 
@@ -193,4 +194,118 @@ def test_matching_with_any_metric_and_choice(metric, rest, tmp_path):
     (gradient,) = torch.autograd.grad(loss, syn)
     case = {**tensors, "out/loss": loss, "out/dsyn": gradient}
     verdict = check(write(tmp_path / "case.safetensors", "idc-match", hyper, case, net))
+    assert verdict.ok, verdict.line()
+
+
+# --- haba-decode ----------------------------------------------------------------------------------------------------
+
+ORDER = ["scale", "shift", "encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"]
+
+
+def hallucinated(basis, named):
+    """One image from one hallucinator: sums of shifted planes, with no convolution."""
+    weight, back = named["encoder.weight"], named["decoder.weight"]
+    k, (height, width) = weight.shape[-1], basis.shape[1:]
+    inner = (height - k + 1, width - k + 1)
+    styled = named["encoder.bias"][:, None, None].expand(-1, *inner)
+    for dy in range(k):
+        for dx in range(k):
+            seen = basis[:, dy : dy + inner[0], dx : dx + inner[1]]
+            styled = styled + torch.einsum("mc,chw->mhw", weight[:, :, dy, dx], seen)
+    styled = styled * named["scale"][0] + named["shift"][0]
+    image = named["decoder.bias"][:, None, None].expand(-1, height, width)
+    for dy in range(k):
+        for dx in range(k):
+            part = torch.einsum("mo,mhw->ohw", back[:, :, dy, dx], styled)
+            image = image + F.pad(part, (dx, k - 1 - dx, dy, k - 1 - dy))
+    return image
+
+
+@pytest.mark.parametrize(
+    ("channels", "middle", "out", "k", "size", "styles", "order"),
+    [
+        (1, 3, 3, 3, (8, 8), 5, ORDER),
+        (3, 5, 3, 1, (6, 6), 1, ORDER[::-1]),
+        (1, 1, 1, 5, (7, 7), 3, ORDER),
+        (2, 4, 2, 2, (5, 9), 2, ORDER[3:] + ORDER[:3]),
+    ],
+)
+def test_hallucinators_of_any_size(channels, middle, out, k, size, styles, order, tmp_path):
+    inner = (1, middle, size[0] - k + 1, size[1] - k + 1)
+    shapes = {
+        "scale": inner, "shift": inner, "encoder.weight": (middle, channels, k, k), "encoder.bias": (middle,),
+        "decoder.weight": (middle, out, k, k), "decoder.bias": (out,),
+    }  # fmt: skip
+    tensors = {"basis": draw(4, channels, *size)}
+    given = [
+        {name: draw(*shape, seed=7 * s + i) for i, (name, shape) in enumerate(shapes.items())} for s in range(styles)
+    ]
+    leaves = [{name: t.double().requires_grad_() for name, t in one.items()} for one in given]
+    basis = tensors["basis"].double().requires_grad_()
+    images = torch.stack([torch.stack([hallucinated(b, one) for b in basis]) for one in leaves])
+    tensors |= {"upstream": draw(*images.shape, seed=99), "out/images": images}
+    learned = [basis, *(one[name] for one in leaves for name in order)]
+    gradients = torch.autograd.grad(images, learned, tensors["upstream"].double())
+    tensors["out/dbasis"] = gradients[0]
+    for s in range(styles):
+        for number, name in enumerate(order):
+            tensors[f"style/{s:03d}/{number:03d}"] = given[s][name]
+            tensors[f"out/dstyle/{s:03d}/{number:03d}"] = gradients[1 + s * len(order) + number]
+    hyper = {"in_channel": channels, "mid_channel": middle, "out_channel": out, "kernel_size": k, "n_style": styles}
+    path = write(tmp_path / "case.safetensors", "haba-decode", hyper, tensors, extra={"style_params": order})
+    assert check(path).ok, check(path).line()
+
+
+# --- haba-loss ------------------------------------------------------------------------------------------------------
+
+
+def contrasted(embeddings, labels, temperature):
+    """Anchor by anchor."""
+    unit = embeddings / embeddings.norm(dim=1, keepdim=True)
+    classes, total = labels.tolist() * 2, 0.0
+    for i in range(len(unit)):
+        others = [j for j in range(len(unit)) if j != i]
+        scores = {j: unit[i] @ unit[j] / temperature for j in others}
+        bottom = torch.logsumexp(torch.stack(list(scores.values())), 0)
+        alike = [scores[j] - bottom for j in others if classes[j] == classes[i]]
+        total = total - torch.stack(alike).mean()
+    return total / len(unit)
+
+
+@pytest.mark.parametrize(
+    ("n", "classes", "weights", "temperatures"),
+    [
+        (1, 2, (0.1, 0.1, 1.0, 0.1), (0.07, 0.07)),
+        (5, 3, (2.0, 0.0, 0.5, 3.0), (0.5, 0.5)),
+        (4, 1, (1, 1, 0, 1), (0.1, 0.07)),
+    ],
+)
+def test_losses_of_hallucinators_with_any_weights(n, classes, weights, temperatures, tmp_path):
+    club, likely, cls, contrast = weights
+    hyper = {"lambda_adversarial": club, "lambda_likelihood": likely, "lambda_cls": cls, "lambda_contrast": contrast}
+    hyper |= {"temperature": temperatures[0], "base_temperature": temperatures[1]}
+    tensors = {
+        "embeddings": draw(2 * n, 6),
+        "logits": draw(2 * n, classes, seed=1),
+        "labels": torch.arange(n) % classes,
+    }
+    embeddings, logits = (tensors[name].double().requires_grad_() for name in ("embeddings", "logits"))
+    cosines = torch.stack(
+        [embeddings[i] @ embeddings[n + i] / embeddings[i].norm() / embeddings[n + i].norm() for i in range(n)]
+    )
+    picked = torch.stack([logits[i].log_softmax(0)[tensors["labels"][i % n]] for i in range(2 * n)])
+    found = {
+        "adversarial": club * ((cosines + 1) / 2).mean(),
+        "likelihood": likely * ((1 - cosines) / 2).mean(),
+        "cls": -cls * picked.mean(),
+        "contrast": contrast * temperatures[0] / temperatures[1]
+        * contrasted(embeddings, tensors["labels"], temperatures[0]),
+    }  # fmt: skip
+    found["extractor"] = found["cls"] + found["likelihood"] + found["contrast"]
+    (apart,) = torch.autograd.grad(found["adversarial"], embeddings, retain_graph=True)
+    rest = torch.autograd.grad(found["extractor"], [embeddings, logits])
+    tensors |= {f"out/{name}": value for name, value in found.items()}
+    tensors |= {"out/d_adversarial_d_embeddings": apart}
+    tensors |= {"out/d_extractor_d_embeddings": rest[0], "out/d_extractor_d_logits": rest[1]}
+    verdict = check(write(tmp_path / "case.safetensors", "haba-loss", hyper, tensors))
     assert verdict.ok, verdict.line()

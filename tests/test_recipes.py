@@ -8,7 +8,7 @@ from dcf.recipes import all_recipes
 #: Names that users may rely on.
 NAMES = (
     *("dc", "dsa", "dm", "dcc", "dsac", "lodc", "lodsa", "lodm", "mtt", "lomtt", "tesla", "datm"),
-    *("idc-i", "idc", "loidc-i", "loidc", "rtp", "lortp", "dd", "ld"),
+    *("idc-i", "idc", "loidc-i", "loidc", "haba", "lohaba", "rtp", "lortp", "dd", "ld"),
     *("random", "herding", "k-center", "k-means", "forgetting"),
 )
 
