@@ -1,4 +1,4 @@
-"""Derive the groups of `dcf.data.wordnet` from WordNet 3.0; prints them as Python.
+"""Derive the groups and subsets of `dcf.data.wordnet` from WordNet 3.0; prints them as Python.
 
 WordNet's ids are byte offsets in `data.noun` of release 3.0, which Debian packs as `wordnet-base`. Which synsets
 ImageNet has is not part of WordNet: torchvision lists the names of the 1000 classes in ascending order of their ids.
@@ -24,6 +24,17 @@ ROOTS = {
     "fish": (["02512053"], []),
     "terrier": (["02092468"], []),
     "insect": (["02159955"], []),
+}
+
+#: Subset: places of its classes in torchvision's list, which is the usual numbering of ImageNet's classes; which ones
+#: they are is given by Cazenavette et al., CVPR 2022.
+PLACES = {
+    "fruit": [943, 945, 948, 949, 950, 951, 952, 953, 954, 957],
+    "meow": [281, 282, 283, 284, 285, 287, 289, 290, 291, 292],
+    "nette": [0, 217, 482, 491, 497, 566, 569, 571, 574, 701],
+    "squawk": [9, 22, 84, 88, 89, 96, 100, 130, 144, 145],
+    "woof": [155, 159, 162, 167, 182, 193, 207, 229, 258, 273],
+    "yellow": [11, 72, 291, 309, 599, 779, 951, 954, 986, 987],
 }
 
 #: Where neither name nor order settles which synset is meant, and it is not the commonest: the taxi.
@@ -106,12 +117,25 @@ def derive(folder: Path) -> dict[str, dict[str, str]]:
     groups = {}
     for group, (roots, without) in ROOTS.items():
         inside = set().union(*map(net.below, roots)) - set().union(*map(net.below, without))
-        groups[group] = {f"n{one}": net.lemmas[one][0].replace("_", " ") for one in sorted(inside & classes)}
+        groups[group] = named(inside & classes, net)
     return groups
 
 
+def derive_subsets(folder: Path) -> dict[str, dict[str, str]]:
+    """Each subset likewise."""
+    net = read(folder)
+    ids = align(list(_IMAGENET_CATEGORIES), net)
+    return {subset: named({ids[place] for place in places}, net) for subset, places in PLACES.items()}
+
+
+def named(ids: set[str], net: WordNet) -> dict[str, str]:
+    """Ids as ImageNet writes them, ascending, each with its first lemma."""
+    return {f"n{one}": net.lemmas[one][0].replace("_", " ") for one in sorted(ids)}
+
+
 if __name__ == "__main__":
-    for group, members in derive(Path(sys.argv[1] if len(sys.argv) > 1 else "/usr/share/wordnet")).items():
+    place = Path(sys.argv[1] if len(sys.argv) > 1 else "/usr/share/wordnet")
+    for group, members in {**derive(place), **derive_subsets(place)}.items():
         print(f'    "{group}": {{  # {len(members)}')
         for one, name in members.items():
             print(f'        "{one}": "{name}",')

@@ -42,7 +42,13 @@ VARIANTS = [
 
 ON_DISK = "needs real data on disk"
 SKIPPED = dict.fromkeys(
-    [("dataset", name) for name in ("mnist", "fashion-mnist", "svhn", "cifar10", "cifar100", "imagenet32", "folder")],
+    [
+        ("dataset", name)
+        for name in (
+            *("mnist", "fashion-mnist", "svhn", "cifar10", "cifar100", "tiny-imagenet", "imagenette", "imagewoof"),
+            *("imagenet32", "imagenet-subset", "folder"),
+        )
+    ],
     ON_DISK,
 )
 
@@ -109,7 +115,11 @@ def test_protocols_that_have_been_used_keep_their_hashes(name):
 
 @pytest.mark.parametrize("name", [name for _, name in SKIPPED])
 def test_dataset_announces_itself_without_its_data(name):
-    local = {"folder": "folder:path=nowhere", "imagenet32": "imagenet32:group=fish"}
+    local = {
+        "folder": "folder:path=nowhere",
+        "imagenet32": "imagenet32:group=fish",
+        "imagenet-subset": "imagenet-subset:subset=fruit",
+    }
     subject = subject_of("dataset", local.get(name, f"{name}:download=false"))
     checks = [c for c in dcf.testing.checks_for("dataset") if "config" in c.__name__ or "import" in c.__name__]
     assert len(checks) >= 4

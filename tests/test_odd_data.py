@@ -82,6 +82,38 @@ def test_folder_end_to_end(folder, tmp_path):
     assert report.summary.mean == pytest.approx(accuracy(made))
 
 
+@pytest.mark.parametrize(("size", "depth"), [(32, 3), (64, 4), (128, 5)])
+def test_network_follows_the_size_of_the_images(folder, tmp_path, monkeypatch, capsys, size, depth):
+    from dcf.cli import main
+    from dcf.networks.convnet import ConvNet
+
+    depths = set()
+    plain = ConvNet.__init__
+    monkeypatch.setattr(
+        ConvNet, "__init__", lambda self, *args: (depths.add(args[3]), plain(self, *args))[1]
+    )  # (shape, classes, width, depth, ...)
+    words = ["--matcher", "dm:batch_real=4", "--network", "convnet:width=4", "--ipc", "1", "--iterations", "2"]
+    words += ["--nets", "1", "--epochs", "1", "--device", "cpu", "--out", str(tmp_path / "run")]
+    assert main(["condense", "--data", f"folder:path={folder},size={size},cache=false", *words]) == 0
+    assert dcf.load(tmp_path / "run" / "synthetic.safetensors")[0][0].shape == (3, size, size)
+    assert depths == {depth}
+    assert str(tmp_path / "run") in capsys.readouterr().out
+
+
+def test_subset_of_imagenet_end_to_end(tmp_path):
+    ids = ("n02129165", "n02123045", "n02128757")
+    for part, count in (("train", 4), ("val", 2)):
+        for one in (*ids, "n01440764"):
+            for number in range(count):
+                picture(tmp_path / part / one / f"{one}_{number}.png", size=(90, 60), seed=part)
+    spec = f"imagenet-subset:root={tmp_path},classes=[{','.join(ids)}],size=64,cache=false"
+    made = condense(spec, network="convnet:width=4", out=tmp_path / "run")
+    assert made.classes == ["tabby", "snow leopard", "lion"]
+    assert made[0][0].shape == (3, 64, 64)
+    report = dcf.evaluate(tmp_path / "run" / "synthetic.safetensors", protocol=QUICK["protocol"])
+    assert 0 <= report.summary.mean <= 1
+
+
 def test_corrupt_picture_among_good_ones_is_left_out(folder, caplog):
     (folder / "train" / "bee" / "0.png").write_bytes(b"\x89PNG not a picture")
     made = condense(f"folder:path={folder},cache=false")

@@ -257,7 +257,7 @@ def test_cache_spares_the_decoding_and_changes_nothing(tmp_path, monkeypatch):
     make(tmp_path / "d")
     (tmp_path / "d" / "a" / "0.png").write_bytes(b"broken")
     first = load(tmp_path / "d").checksum
-    monkeypatch.setattr("dcf.data.folder.decode_tree", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr("dcf.data.cache.decode_tree", lambda *_: pytest.fail("decoded again"))
     assert load(tmp_path / "d").checksum == first
 
 

@@ -15,10 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dcf.data.decode import Decoded, DecodeOptions
+from dcf.data.decode import Decoded, DecodeOptions, decode_tree
 from dcf.data.tree import Tree
 
-__all__ = ["cache_dir", "key_of", "read", "write"]
+__all__ = ["cache_dir", "decoded_tree", "key_of", "read", "write"]
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,28 @@ def cache_dir() -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     return base.expanduser() / "dcf"
+
+
+def decoded_tree(tree: Tree, options: DecodeOptions, cache: bool) -> Decoded:
+    """The images of a tree: decoded, or those that were kept of an earlier time.
+
+    Args:
+        tree: The files.
+        options: How they are decoded.
+        cache: Whether to look for kept ones, and to keep what had to be decoded.
+
+    Raises:
+        DataError: As `decode_tree`.
+    """
+    if not cache:
+        return decode_tree(tree, options)
+    key = key_of(tree, options)
+    decoded = read(key)
+    if decoded is None:
+        log.info("decoding %d images in '%s'", len(tree.files), tree.root)
+        decoded = decode_tree(tree, options)
+        write(key, decoded)
+    return decoded
 
 
 def key_of(tree: Tree, options: DecodeOptions) -> str:

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import torch
 
-from dcf.data import cache
 from dcf.data.base import DatasetProvider, LabelledPixels, real_data, value_space
-from dcf.data.decode import Decoded, DecodeOptions, decode_tree
+from dcf.data.cache import decoded_tree
+from dcf.data.decode import DecodeOptions
 from dcf.data.options import FolderConfig
 from dcf.data.real import RealData
 from dcf.data.sampling import stratified_split
@@ -60,7 +60,7 @@ class Folder(DatasetProvider):
         return real_data(*parts, train_tree.classes, space, self.id, source)
 
     def _decode(self, tree: Tree, options: DecodeOptions) -> LabelledPixels:
-        decoded = self._cached(tree, options)
+        decoded = decoded_tree(tree, options, self.config.cache)
         for name, reason in decoded.corrupt[:_LISTED]:
             log.warning("'%s' cannot be read (%s) and is left out", tree.root / name, reason)
         if len(decoded.corrupt) > _LISTED:
@@ -73,17 +73,6 @@ class Folder(DatasetProvider):
                 f"no image in '{tree.root / broken[0]}' can be read; replace the files or remove the folder"
             )
         return LabelledPixels(decoded.pixels, labels)
-
-    def _cached(self, tree: Tree, options: DecodeOptions) -> Decoded:
-        if not self.config.cache:
-            return decode_tree(tree, options)
-        key = cache.key_of(tree, options)
-        decoded = cache.read(key)
-        if decoded is None:
-            log.info("decoding %d images in '%s'", len(tree.files), tree.root)
-            decoded = decode_tree(tree, options)
-            cache.write(key, decoded)
-        return decoded
 
     def _decode_test(self, train_tree: Tree, test_tree: Tree, train: LabelledPixels) -> LabelledPixels:
         """The test images in the shape of the training images, with the labels of their class names."""

@@ -15,7 +15,7 @@ from dcf.data.base import DatasetProvider, LabelledPixels, real_data, value_spac
 from dcf.data.options import ImageNet32Config
 from dcf.data.real import RealData
 from dcf.data.unpickle import PickledArray, read_pickle
-from dcf.data.wordnet import GROUPS
+from dcf.data.wordnet import GROUPS, distinct
 from dcf.errors import DataError
 
 __all__ = ["ImageNet32", "MapEntry", "read_batch", "read_map"]
@@ -134,7 +134,7 @@ def class_names(ids: Sequence[str], entries: Mapping[str, MapEntry]) -> list[str
     """A name for each id: WordNet's first for the groups, else the map's; those that stand twice get their id."""
     first = {one: name for group in GROUPS.values() for one, name in group.items()}
     names = [first.get(one, entries[one].name.replace("_", " ")) for one in ids]
-    return [f"{name} ({one})" if names.count(name) > 1 else name for one, name in zip(ids, names, strict=True)]
+    return distinct(names, ids)
 
 
 def read_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

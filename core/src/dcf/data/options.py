@@ -15,10 +15,13 @@ __all__ = [
     "DigitsConfig",
     "FolderConfig",
     "ImageNet32Config",
+    "ImageNetSubsetConfig",
+    "ImagenetteConfig",
     "NormConfig",
     "NuisanceConfig",
     "PythonConfig",
     "SubsetConfig",
+    "TinyImageNetConfig",
     "TorchvisionConfig",
 ]
 
@@ -28,6 +31,7 @@ Constants = Annotated[
 ]
 
 _NORM = "value space: computed on train, plain pixels, or ZCA whitening"
+_PUBLISHED = "value space: constants of the literature, computed on train, plain pixels, or ZCA whitening"
 
 
 class NormConfig(Config):
@@ -56,10 +60,7 @@ class TorchvisionConfig(NormConfig):
 
     root: str = Field("data", description="folder with the files, laid out as torchvision does it")
     download: bool = Field(True, description="fetch the files when they are not in root")
-    norm: Literal["published", "auto", "unit", "zca"] = Field(
-        "published",
-        description="value space: constants of the literature, computed on train, plain pixels, or ZCA whitening",
-    )
+    norm: Literal["published", "auto", "unit", "zca"] = Field("published", description=_PUBLISHED)
     mean: Constants = ()
     std: Constants = ()
 
@@ -104,6 +105,50 @@ class FolderConfig(NormConfig):
         description="1 grey, 2 grey and alpha, 3 RGB, 4 RGBA, auto: 1 if all of train is grey, else 3",
     )
     norm: Literal["auto", "unit", "zca"] = Field("auto", description=_NORM)
+    mean: Constants = ()
+    std: Constants = ()
+    cache: bool = Field(True, description="keep the decoded images for the next start")
+
+
+class PhotosConfig(NormConfig):
+    """How the photographs of ImageNet become tensors of one shape, and their value space."""
+
+    size: Annotated[str, BeforeValidator(_size_text)] = Field(
+        "128", pattern=r"^([1-9]\d*|[1-9]\d*x[1-9]\d*)$", description="side in pixels, or HxW"
+    )
+    resize: Literal["squash", "crop"] = Field(
+        "squash", description="change the aspect ratio, as published, or fill the size and cut off evenly"
+    )
+    norm: Literal["published", "auto", "unit", "zca"] = Field("published", description=_PUBLISHED)
+    mean: Constants = ()
+    std: Constants = ()
+    cache: bool = Field(True, description="keep the decoded images for the next start")
+
+
+class ImagenetteConfig(PhotosConfig):
+    """Where the files are, and how they become tensors of one shape."""
+
+    root: str = Field("data", description="folder with the unpacked archive, or that folder itself")
+    download: bool = Field(True, description="fetch the files when they are not in root")
+    version: Literal["160", "320", "full"] = Field(
+        "160", description="archive: shorter sides of 160 or 320 pixels, or as in ImageNet"
+    )
+
+    @model_validator(mode="after")
+    def _is_not_enlarged(self) -> Self:
+        side = max(map(int, self.size.split("x")))
+        if self.version != "full" and side > int(self.version):
+            larger = "320" if side <= 320 else "full"
+            raise ValueError(f"size={self.size} would enlarge images of version={self.version}; add version={larger}")
+        return self
+
+
+class TinyImageNetConfig(NormConfig):
+    """Where the files are, and the value space."""
+
+    root: str = Field("data", description="folder with tiny-imagenet-200, or that folder itself")
+    download: bool = Field(True, description="fetch the files when they are not in root")
+    norm: Literal["published", "auto", "unit", "zca"] = Field("published", description=_PUBLISHED)
     mean: Constants = ()
     std: Constants = ()
     cache: bool = Field(True, description="keep the decoded images for the next start")
@@ -183,4 +228,22 @@ class ImageNet32Config(NormConfig):
     def _group_or_classes(self) -> Self:
         if self.classes and self.group != "all":
             raise ValueError("give either a group or classes, not both")
+        return self
+
+
+class ImageNetSubsetConfig(PhotosConfig):
+    """Where ImageNet is, which classes are taken, and how images become tensors of one shape."""
+
+    root: str = Field("data", description="folder with train/n01440764/ and val/n01440764/, and so on")
+    subset: Literal["fruit", "meow", "nette", "squawk", "woof", "yellow"] = Field(
+        "nette", description="ten classes: fruit, cats, easy ones, birds, dogs or yellow things"
+    )
+    classes: Annotated[tuple[str, ...], BeforeValidator(_class_list), AfterValidator(_wordnet_ids)] = Field(
+        (), description="WordNet ids such as n02099601, in place of a subset"
+    )
+
+    @model_validator(mode="after")
+    def _subset_or_classes(self) -> Self:
+        if self.classes and self.subset != type(self).model_fields["subset"].default:
+            raise ValueError("give either a subset or classes, not both")
         return self

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import importlib
 import logging
 import os
 import pickle
-import socket
 import sys
-import tarfile
 import tempfile
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
 from dcf.data.base import DatasetProvider, LabelledPixels, real_data, value_space
+from dcf.data.fetch import NETWORK, patience, reason
 from dcf.data.options import TorchvisionConfig
 from dcf.data.real import RealData
 from dcf.errors import DataError
@@ -41,10 +38,6 @@ _DAMAGE = (
     OSError,
     pickle.UnpicklingError,
 )
-#: What a download raises without a network, or when it breaks off; `URLError` and time-outs are `OSError`.
-_NETWORK = (OSError, RuntimeError, http.client.HTTPException, EOFError, zlib.error, tarfile.TarError)
-#: Seconds without a byte after which a download is given up.
-_TIMEOUT = 30.0
 
 
 class TorchvisionDataset(DatasetProvider):
@@ -94,9 +87,9 @@ class TorchvisionDataset(DatasetProvider):
         except RuntimeError as error:
             if "not found" in str(error):
                 raise DataError(f"{self.name} is not in '{place}', or not all of it") from None
-            raise DataError(f"the files of {self.name} in '{place}' are damaged ({_reason(error)})") from None
+            raise DataError(f"the files of {self.name} in '{place}' are damaged ({reason(error)})") from None
         except _DAMAGE as error:
-            raise DataError(f"the files of {self.name} in '{place}' are damaged ({_reason(error)})") from None
+            raise DataError(f"the files of {self.name} in '{place}' are damaged ({reason(error)})") from None
 
     def _open(self, root: Path, part: str, download: bool) -> Any:
         return self._torchvision_class()(os.fspath(root), train=part == "train", download=download)
@@ -117,17 +110,17 @@ class TorchvisionDataset(DatasetProvider):
             with tempfile.TemporaryDirectory(prefix=".dcf-download-", dir=self.root) as name:
                 scratch = Path(name)
                 self._link_archives(scratch)
-                with _patience(_TIMEOUT), contextlib.redirect_stdout(sys.stderr):
+                with patience(), contextlib.redirect_stdout(sys.stderr):
                     for part in ("train", "test"):
                         self._open(scratch, part, download=True)
                 _move_files(scratch, self.root)
-        except _NETWORK as error:
+        except NETWORK as error:
             raise DataError(
-                f"could not download {self.name} to '{self.root}' ({_reason(error)}); "
+                f"could not download {self.name} to '{self.root}' ({reason(error)}); "
                 "fetch it on a machine with network and pass root=... of the folder that has it"
             ) from None
         except _DAMAGE as error:
-            raise DataError(f"the download of {self.name} is damaged ({_reason(error)}); try again") from None
+            raise DataError(f"the download of {self.name} is damaged ({reason(error)}); try again") from None
 
     def _link_archives(self, scratch: Path) -> None:
         """Show the scratch folder those archives that are in root already and whole."""
@@ -230,26 +223,9 @@ def _labelled_pixels(dataset: Any) -> LabelledPixels:
     return LabelledPixels(pixels.contiguous(), labels.long())
 
 
-@contextlib.contextmanager
-def _patience(seconds: float) -> Iterator[None]:
-    """Give up on a silent server; torchvision itself would wait for minutes."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
 def _move_files(scratch: Path, root: Path) -> None:
     for path in sorted(scratch.rglob("*")):
         if path.is_file() and not path.is_symlink():
             target = root / path.relative_to(scratch)
             target.parent.mkdir(parents=True, exist_ok=True)
             path.replace(target)
-
-
-def _reason(error: BaseException) -> str:
-    """The last line of an error's text, which is where torchvision puts the cause."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].rstrip(".") if lines else type(error).__name__

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dcf.errors import DataError
 
-__all__ = ["Tree", "find_trees", "list_tree"]
+__all__ = ["Tree", "find_trees", "images_in", "list_classes", "list_tree"]
 
 #: File names that count as images, in lower case.
 EXTENSIONS = frozenset(
@@ -72,14 +73,30 @@ def list_tree(root: Path) -> Tree:
         DataError: When there is no class folder.
     """
     folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not _is_hidden(p.name))
-    loose = sum(_is_image(p.name) for p in root.iterdir() if p.is_file())
+    loose = len(images_in(root))
     if not folders:
         raise DataError(f"folder '{root}' has {loose} images and no class folders; give each class its own sub-folder")
+    return list_classes(root, folders, loose)
+
+
+def list_classes(root: Path, folders: Sequence[str], loose: int = 0) -> Tree:
+    """List the images of some class folders, which exist, in the order given; no other folder is looked into.
+
+    Args:
+        root: The folder that has them.
+        folders: Their names.
+        loose: Image files in `root` itself.
+    """
     found = [_images_below(root, folder) for folder in folders]
     files = [name for names in found for name in names]
     labels = [label for label, names in enumerate(found) for _ in names]
     empty = tuple(folder for folder, names in zip(folders, found, strict=True) if not names)
     return Tree(root, tuple(folders), tuple(files), tuple(labels), empty, loose)
+
+
+def images_in(root: Path) -> list[str]:
+    """Names of the image files in a folder itself, sorted; none where there is no such folder."""
+    return sorted(p.name for p in root.iterdir() if p.is_file() and _is_image(p.name)) if root.is_dir() else []
 
 
 def _images_below(root: Path, folder: str) -> list[str]:

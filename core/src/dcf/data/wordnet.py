@@ -1,14 +1,14 @@
-"""Groups of similar ImageNet classes by WordNet id. Torch-free.
+"""Groups and subsets of ImageNet classes by WordNet id. Torch-free.
 
 From WordNet 3.0, Copyright 2006 by Princeton University, all rights reserved; names are the first of each synset.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-__all__ = ["GROUPS"]
+__all__ = ["GROUPS", "SUBSETS", "distinct"]
 
 #: Group: WordNet id: name. Derived by `tests/derive_imagenet_groups.py` as those of ImageNet's 1000 classes that are
 #: hyponyms of car (n02958343) and not of truck, of truck (n04490091) or farm tractor (n04465501),
@@ -125,3 +125,85 @@ GROUPS: Final[Mapping[str, Mapping[str, str]]] = {
         "n02281787": "lycaenid",
     },
 }
+
+#: Subset: WordNet id: name. The subsets of Cazenavette et al., CVPR 2022; `nette` and `woof` are those of fast.ai. Ids
+#: and names derived by `tests/derive_imagenet_groups.py` from the usual numbers of the classes.
+SUBSETS: Final[Mapping[str, Mapping[str, str]]] = {
+    "fruit": {
+        "n07718472": "cucumber",
+        "n07720875": "bell pepper",
+        "n07742313": "Granny Smith",
+        "n07745940": "strawberry",
+        "n07747607": "orange",
+        "n07749582": "lemon",
+        "n07753113": "fig",
+        "n07753275": "pineapple",
+        "n07753592": "banana",
+        "n07768694": "pomegranate",
+    },
+    "meow": {
+        "n02123045": "tabby",
+        "n02123159": "tiger cat",
+        "n02123394": "Persian cat",
+        "n02123597": "Siamese cat",
+        "n02124075": "Egyptian cat",
+        "n02127052": "lynx",
+        "n02128757": "snow leopard",
+        "n02128925": "jaguar",
+        "n02129165": "lion",
+        "n02129604": "tiger",
+    },
+    "nette": {
+        "n01440764": "tench",
+        "n02102040": "English springer",
+        "n02979186": "cassette player",
+        "n03000684": "chain saw",
+        "n03028079": "church",
+        "n03394916": "French horn",
+        "n03417042": "garbage truck",
+        "n03425413": "gas pump",
+        "n03445777": "golf ball",
+        "n03888257": "parachute",
+    },
+    "squawk": {
+        "n01518878": "ostrich",
+        "n01614925": "bald eagle",
+        "n01806143": "peacock",
+        "n01818515": "macaw",
+        "n01819313": "sulphur-crested cockatoo",
+        "n01843383": "toucan",
+        "n01860187": "black swan",
+        "n02007558": "flamingo",
+        "n02051845": "pelican",
+        "n02056570": "king penguin",
+    },
+    "woof": {
+        "n02086240": "Shih-Tzu",
+        "n02087394": "Rhodesian ridgeback",
+        "n02088364": "beagle",
+        "n02089973": "English foxhound",
+        "n02093754": "Border terrier",
+        "n02096294": "Australian terrier",
+        "n02099601": "golden retriever",
+        "n02105641": "Old English sheepdog",
+        "n02111889": "Samoyed",
+        "n02115641": "dingo",
+    },
+    "yellow": {
+        "n01532325": "New World goldfinch",
+        "n01773157": "black and gold garden spider",
+        "n02129165": "lion",
+        "n02206856": "bee",
+        "n03530642": "honeycomb",
+        "n04146614": "school bus",
+        "n07749582": "lemon",
+        "n07753592": "banana",
+        "n12057211": "yellow lady's slipper",
+        "n12143676": "corn",
+    },
+}
+
+
+def distinct(names: Sequence[str], ids: Sequence[str]) -> list[str]:
+    """The names, each that stands there twice with its id added: ImageNet has two cranes."""
+    return [f"{name} ({one})" if names.count(name) > 1 else name for one, name in zip(ids, names, strict=True)]
