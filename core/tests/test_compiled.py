@@ -9,12 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from dcf import compiled
 from dcf.compiled import _kernels, _rules
 from dcf.compiled._lower import Lowered
 from dcf.compiled._rules import Kind, multiplications, worthwhile
+from dcf.data.real import Split
 from dcf.matching import class_embedding_means, class_gradients
 from dcf.networks.base import NetworkState
 from dcf.networks.convnet import ConvNetFactory
@@ -22,7 +24,7 @@ from dcf.networks.options import ConvNetConfig
 from dcf.seeding import generator
 from dcf.testing import fake_spec
 from dcf.testing.fakes import TinyFactory
-from dcf.training import Schedule, train
+from dcf.training import Schedule, evaluate_accuracy, train
 from dcf.types import Batch
 from dcf.unroll import stateless, train_on
 
@@ -97,7 +99,9 @@ def test_expected_repetitions_multiply_the_calls(monkeypatch, uncompiled):
     monkeypatch.setattr(compiled, "worthwhile", lambda kind, net, x, calls: asked.append(calls) or False)
     with compiled.allowed("default", CPU), compiled.expected(7), torch.no_grad():
         compiled.embed(net_of(), images(2), calls=3)
-    assert asked == [21]
+        with compiled.expected(2):
+            compiled.embed(net_of(), images(2), calls=3)
+    assert asked == [21, 42]
 
 
 @pytest.mark.parametrize(
@@ -185,6 +189,24 @@ def test_only_convolutions_are_rounded():
     assert torch.equal(linear, F.linear(x.flatten(1), torch.ones(1, 192)))
 
 
+@pytest.mark.parametrize(("channels", "apart"), [(1, True), (3, False)])
+def test_the_bias_of_grey_images_is_added_apart(channels, apart):
+    x, weight = torch.randn(2, channels, 8, 8), torch.randn(4, channels, 3, 3, requires_grad=True)
+    bias = torch.randn(4, requires_grad=True)
+
+    def gradients(weight, bias):
+        with Lowered():
+            found = F.conv2d(x, weight, bias, padding=1)
+        return (found, *torch.autograd.grad(found.square().sum(), (weight, bias)))
+
+    wanted = F.conv2d(x, weight, bias, padding=1)
+    wanted = (wanted, *torch.autograd.grad(wanted.square().sum(), (weight, bias)))
+    assert all(close([a], [b], 0.02) for a, b in zip(gradients(weight, bias), wanted, strict=True))
+    graph = make_fx(gradients)(weight, bias).graph
+    (mask,) = [node.args[-1] for node in graph.nodes if "convolution_backward" in str(node.target)]
+    assert mask[2] is not apart
+
+
 @pytest.mark.parametrize("soft", [False, True])
 def test_training_and_matching_use_kernels_and_agree(exact, soft):
     net = net_of()
@@ -223,6 +245,29 @@ def test_training_with_kernels_is_training(exact):
     assert close(net.parameters(), plain.parameters(), 1e-5)
     assert float(found.loss) == pytest.approx(float(told.loss), rel=1e-4)
     assert all(p.grad is None for p in net.parameters())
+
+
+def split_of(n):
+    pixels = torch.randint(0, 256, (n, *SPEC.shape), generator=generator(0, "pixels"), dtype=torch.uint8)
+    return Split(pixels, torch.arange(n) % 3, SPEC.space, 3)
+
+
+def test_testing_with_a_kernel_fills_the_last_batch_up_and_counts_the_same(exact):
+    net, split = net_of(), split_of(22)
+    wanted = evaluate_accuracy(net, split, batch=8)
+    with compiled.allowed("default", CPU):
+        assert evaluate_accuracy(net, split, batch=8) == wanted
+    ((key, kernel),) = _kernels._MADE.items()
+    assert key[0] is Kind.CLASSIFY
+    assert kernel is not None, "one kernel for the two full batches and the one of six"
+
+
+def test_batches_of_a_split_decide_alike(monkeypatch, uncompiled):
+    sizes = []
+    monkeypatch.setattr(compiled, "worthwhile", lambda kind, net, x, calls: sizes.append((len(x), calls)) or False)
+    with compiled.allowed("default", CPU):
+        evaluate_accuracy(net_of(), split_of(22), batch=8)
+    assert sizes == [(8, 3)] * 3
 
 
 @pytest.mark.parametrize("mode", ["adjoint", "tesla"])

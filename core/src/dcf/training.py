@@ -341,9 +341,11 @@ class Accuracy:
         return {"accuracy": self.value, "per_class": self.per_class}
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def evaluate_accuracy(state: NetworkState, split: Split, batch: int = 256) -> Accuracy:
     """Test a network in evaluation mode, in one pass over a split; the mode of every layer is put back.
+
+    Where `dcf.compiled` allows and it pays, in a compiled kernel with bf16 convolutions.
 
     Args:
         state: The network; not changed.
@@ -351,11 +353,13 @@ def evaluate_accuracy(state: NetworkState, split: Split, batch: int = 256) -> Ac
         batch: Images a forward pass; does not change the result beyond rounding.
     """
     totals: Tensor | None = None
+    size, calls = min(batch, len(split)), -(-len(split) // batch)
     device = next(iter(state.params.values())).device
     with _eval_mode(state):
         for images in split.batches(batch):
-            y = images.y.to(device)
-            logits = state(images.x.to(device))
+            x, y = images.x.to(device), images.y.to(device)
+            logits = compiled.classify(state, x, size, calls)
+            logits = state(x) if logits is None else logits
             if totals is None:
                 totals = torch.zeros(2, logits.shape[1], dtype=torch.long, device=device)
             hits = logits.argmax(dim=1) == y

@@ -1,9 +1,9 @@
 """Compiled kernels: the parts of a run that take the time, made ahead for a network and a size of batch.
 
 A kernel computes convolutions in bf16 on the units that the processor has for products of matrices, everything else in
-fp32, and fuses what lies between them. Kernels are for gradients and embeddings of real images, for training, and for
-steps of unrolled training. Every function here returns None where no kernel is to be had, and the caller computes the
-plain way:
+fp32, and fuses what lies between them. Kernels are for gradients and embeddings of real images, for training and
+testing, and for steps of unrolled training. Every function here returns None where no kernel is to be had, and the
+caller computes the plain way:
 
 * with `--precision strict`, on a GPU, or on a processor without bf16 matrix units (AMX);
 * where compiling takes longer than it saves: that is decided by counting operations, never by the clock, so that a run
@@ -29,6 +29,7 @@ __all__ = [
     "LossGradients",
     "Products",
     "allowed",
+    "classify",
     "embed",
     "expected",
     "gradient_products",
@@ -81,8 +82,8 @@ def allowed(precision: Literal["default", "strict"], device: torch.device) -> It
 
 @contextmanager
 def expected(times: int) -> Iterator[None]:
-    """Say how often what happens within the context happens in all, such as the iterations of a run."""
-    token = _TIMES.set(max(1, times))
+    """Say how often what happens within the context happens in all, such as the iterations of a run; these multiply."""
+    token = _TIMES.set(_TIMES.get() * max(1, times))
     try:
         yield
     finally:
@@ -101,6 +102,26 @@ def embed(net: NetworkState, images: Tensor, calls: int = 1) -> Tensor | None:
         return None
     found = kernel_for(Kind.EMBED, net, [images.detach()], net.parameters())
     return None if found is None else found[0]
+
+
+def classify(net: NetworkState, images: Tensor, size: int, calls: int = 1) -> Tensor | None:
+    """Logits `(N, K)` of images `(N, C, H, W)`, constants; None where they are to be computed the plain way.
+
+    Args:
+        net: The network at its present weights.
+        images: In the dataset's value space, at most `size` of them.
+        size: Images that the kernel is made for; fewer are filled up, so that the last of a split need no other one.
+        calls: How often the caller asks in what `expected` counts.
+    """
+    if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+        return None
+    # Counted as if the last batch of a split were as large as the others, so that all of them decide alike.
+    if not _wanted(Kind.CLASSIFY, net, images[:1].expand(size, -1, -1, -1), calls):
+        return None
+    missing = size - len(images)
+    full = images if not missing else torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
+    found = kernel_for(Kind.CLASSIFY, net, [full.detach()], net.parameters())
+    return None if found is None else found[0][: len(images)]
 
 
 def loss_gradients(net: NetworkState, images: Tensor, labels: Tensor, calls: int = 1) -> LossGradients | None:

@@ -124,11 +124,19 @@ def _quiet() -> Iterator[None]:
 
 
 def _embedding(net: NetworkState, data: int) -> Kernel:
-    def embedding(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        with torch.no_grad():
-            return (net(x, dict(zip(net.params, weights, strict=True)), embed=True),)
+    return _forward(net, embed=True)
 
-    return embedding
+
+def _logits(net: NetworkState, data: int) -> Kernel:
+    return _forward(net, embed=False)
+
+
+def _forward(net: NetworkState, embed: bool) -> Kernel:
+    def forward(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return (net(x, dict(zip(net.params, weights, strict=True)), embed=embed),)
+
+    return forward
 
 
 def _gradient(net: NetworkState, data: int) -> Kernel:
@@ -158,6 +166,7 @@ def _products(net: NetworkState, data: int) -> Kernel:
 
 _FUNCTIONS: Final[dict[Kind, Callable[[NetworkState, int], Any]]] = {
     Kind.EMBED: _embedding,
+    Kind.CLASSIFY: _logits,
     Kind.GRADIENT: _gradient,
     Kind.PRODUCTS: _products,
 }
