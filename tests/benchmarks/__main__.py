@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks --published PATH`: dcf beside a checkout of the published code."""
+"""`python -m tests.benchmarks --published PATH`: dcf beside checkouts of the published code."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.benchmarks.cases import CASES, random_data
-from tests.benchmarks.published import fingerprint, load
+from tests.benchmarks.cases import CASES, Case, random_data
+from tests.benchmarks.memory import highest, in_process
+from tests.benchmarks.ours import Ours
+from tests.benchmarks.published import CHECKOUTS, checkout, fingerprint, load
+from tests.benchmarks.published_others import published_side
 from tests.benchmarks.run import machine, run_case
 
 from dcf.runtime import keep_freed_pages
@@ -31,41 +34,79 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    try:
-        modules = load(options.published)
-    except FileNotFoundError as error:
-        parser.error(f"--published: {error}")
-    data = random_data(device)
+    found = {name: checkout(options.published, name) for name in CHECKOUTS}
+    cases = [case for case in options.cases if found[case.checkout] is not None]
+    if not cases:
+        parser.error(f"--published: '{options.published}' has no checkout of what the cases are compared with")
+    if options.child:
+        print(_child(cases[0], options, device, found))
+        return 0
+    for case in options.cases:
+        if case not in cases:
+            print(f"{case.name}: no checkout of {CHECKOUTS[case.checkout][0]} in '{options.published / case.checkout}'")
     results: dict[str, Any] = {
-        "format": 1,
+        "format": 2,
         "machine": machine(device, kept),
-        "published": fingerprint(options.published),
+        "published": {name: fingerprint(path, name) for name, path in found.items() if path is not None},
         "cases": [],
     }
     print(_HEADER, flush=True)
-    for case in options.cases:
-        results["cases"].append(run_case(case, modules, data, options.pairs, options.class_chunk))
+    for case in cases:
+        results["cases"].append(_measure(case, options, device, found))
         print(_row(results["cases"][-1]), flush=True)
         if options.out:
             options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
+def _measure(
+    case: Case, options: argparse.Namespace, device: torch.device, found: dict[str, Path | None]
+) -> dict[str, Any]:
+    path = found[case.checkout]
+    if path is None:
+        raise RuntimeError(f"the case '{case.name}' has no checkout")
+    data, modules = random_data(device, case.space), load(path, case.checkout)
+    result = run_case(case, modules, data, options.pairs, options.class_chunk, options.precision)
+    if not options.no_memory and case.part != "outer":
+        shared = ["--published", str(options.published), "--cases", case.name, "--threads", str(options.threads)]
+        shared += ["--device", options.device, "--precision", options.precision]
+        result["memory_mb"] = {
+            side: in_process("tests.benchmarks", *shared, "--child", side) for side in ("published", "ours")
+        }
+    return result
+
+
+def _child(case: Case, options: argparse.Namespace, device: torch.device, found: dict[str, Path | None]) -> float:
+    """Megabytes of one side's second call: the first of dcf compiles."""
+    path, data = found[case.checkout], random_data(device, case.space)
+    if options.child == "ours":
+        side: Any = Ours(case, data, options.class_chunk, options.precision)
+        side.step()
+    else:
+        side = published_side(load(path, case.checkout), case, data)  # type: ignore[arg-type]
+    return highest(side.step, device)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("--published", type=Path, required=True, metavar="PATH", help="checkout of the published code")
+    parser.add_argument(
+        "--published", type=Path, required=True, metavar="PATH", help="folder of checkouts: dc, dcc, mtt, idc"
+    )
     parser.add_argument("--cases", type=_cases, default=list(CASES.values()), metavar="A,B", help=", ".join(CASES))
     parser.add_argument("--pairs", type=int, default=5, help="timed pairs a case")
     parser.add_argument("--threads", type=int, default=0, help="threads of both sides; torch's choice by default")
+    parser.add_argument("--precision", choices=("default", "strict"), default="default", help="of dcf's side")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--no-memory", action="store_true", help="time alone")
     parser.add_argument(
         "--class-chunk", type=int, metavar="N", help="classes worked on together, instead of dcf's choice"
     )
+    parser.add_argument("--child", choices=("published", "ours"), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, metavar="FILE", help="where results go as JSON, after each case")
     return parser
 
 
-def _cases(text: str) -> list[Any]:
+def _cases(text: str) -> list[Case]:
     unknown = [name for name in text.split(",") if name not in CASES]
     if unknown:
         raise argparse.ArgumentTypeError(f"no case named '{unknown[0]}'; there are {', '.join(CASES)}")
@@ -74,17 +115,22 @@ def _cases(text: str) -> list[Any]:
 
 _HEADER = (
     f"{'case':20} {'published s':>12} {'dcf s':>8}  {'published / dcf':18} {'CPU seconds':18} {'n':>3}  "
-    f"{'load':11}  relative error"
+    f"{'load':11}  {'MB':>13}  relative error"
 )
 
 
 def _row(result: dict[str, Any]) -> str:
-    load = result["load"]
+    load, memory = result["load"], result.get("memory_mb", {})
     spread, cpu = (f"{r['median']:.2f} [{r['min']:.2f} {r['max']:.2f}]" for r in (result["ratio"], result["ratio_cpu"]))
-    errors = ", ".join(f"{name} {value:.0e}" for name, value in result["relative_error"].items()) or "not compared"
+    errors = "; ".join(
+        f"{kind}: " + ", ".join(f"{name} {value:.0e}" for name, value in parts.items())
+        for kind, parts in result["relative_error"].items()
+    )
+    megabytes = f"{memory['published']:.0f} / {memory['ours']:.0f}" if memory else ""
     return (
         f"{result['case']:20} {result['published_s']['median']:12.3f} {result['ours_s']['median']:8.3f}  "
-        f"{spread:18} {cpu:18} {result['n']:3d}  {load[0]:.1f} to {load[1]:.1f}  {errors}"
+        f"{spread:18} {cpu:18} {result['n']:3d}  {load[0]:.1f} to {load[1]:.1f}  {megabytes:>13}  "
+        f"{errors or 'not compared'}"
     )
 
 

@@ -11,7 +11,6 @@ import gc
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tests.benchmarks.memory import highest, in_process
 from tests.benchmarks.run import machine
 from tests.benchmarks.unroll_sides import Gradients, Problem, sides
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     kept = options.keep_freed_pages and keep_freed_pages()
     if options.child:
-        print(_highest(options.child, options.steps[0], options.batch))
+        print(highest(sides()[options.child](Problem(options.steps[0], options.batch))))
         return 0
     results: dict[str, Any] = {"format": 1, "machine": machine(torch.device("cpu"), kept), "batch": options.batch}
     for steps in options.steps:
@@ -141,26 +141,9 @@ def _agreement(steps: int, options: argparse.Namespace) -> dict[str, dict[str, f
 
 
 def _memory(name: str, steps: int, options: argparse.Namespace) -> float:
-    command = [sys.executable, "-m", "tests.benchmarks.unroll", "--child", name, "--steps", str(steps)]
-    command += ["--batch", str(options.batch), "--threads", str(options.threads)]
-    command += ["--keep-freed-pages"] if options.keep_freed_pages else []
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def _highest(name: str, steps: int, batch: int) -> float:
-    """MB of resident memory at the highest, above that before the first call."""
-    call = sides()[name](Problem(steps, batch))
-    gc.collect()
-    # Sets the highest back to the present (proc(5)).
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    before = _resident("VmRSS")
-    call()
-    return round(_resident("VmHWM") - before, 1)
-
-
-def _resident(field: str) -> float:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / 1e6
+    arguments = ["--child", name, "--steps", str(steps), "--batch", str(options.batch)]
+    arguments += ["--threads", str(options.threads), *(["--keep-freed-pages"] if options.keep_freed_pages else [])]
+    return in_process("tests.benchmarks.unroll", *arguments)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,40 @@
+"""The highest memory of one call, each measured in a process of its own."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+__all__ = ["highest", "in_process"]
+
+
+def in_process(module: str, *arguments: str) -> float:
+    """What `python -m MODULE ARGUMENTS` prints last: megabytes."""
+    command: Sequence[str] = [sys.executable, "-m", module, *arguments]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return float(printed.strip().splitlines()[-1])
+
+
+def highest(call: Callable[[], object], device: torch.device | None = None) -> float:
+    """Megabytes at the highest during a call, above those just before: resident ones, or those allocated on a GPU."""
+    gc.collect()
+    if device is not None and device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return round((torch.cuda.max_memory_allocated(device) - before) / 1e6, 1)
+    # Sets the highest back to the present (proc(5)).
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    resident = _resident("VmRSS")
+    call()
+    return round(_resident("VmHWM") - resident, 1)
+
+
+def _resident(field: str) -> float:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / 1e6
