@@ -96,6 +96,7 @@ def test_tables_name_what_exists():
 HASHES = {
     "dcf-std@1": "dd83f7fdd50d892c",
     "vico-dc@1": "a891fcd42ce3d9cb",
+    "vico-dc@2": "c650cda5f6fc70a5",
     "vico-dsa@1": "7823303efad41453",
     "mtt@1": "cb878e2eed9f8ca6",
     "datm@1": "17c2cf03afe44705",

@@ -8,7 +8,22 @@ def test_matcher_conforms(check):
     check()
 
 
+@dcf.testing.parametrize("dc-eval", kind="augmenter")
+def test_augmenter_conforms(check):
+    check()
+
+
+@dcf.testing.parametrize("dc-eval:ops=[crop,noise]", kind="augmenter")
+def test_augmenter_with_other_operations_conforms(check):
+    check()
+
+
 @dcf.testing.parametrize("vico-dc@1", kind="protocol")
+def test_protocol_without_augmentation_conforms(check):
+    check()
+
+
+@dcf.testing.parametrize("vico-dc@2", kind="protocol")
 def test_protocol_conforms(check):
     check()
 

@@ -361,7 +361,7 @@ def test_the_same_step_logs_the_same_distances_in_both_phases():
 # --- recipes ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "protocol"), [("dcc", "vico-dc@1"), ("dsac", "vico-dsa@1")])
+@pytest.mark.parametrize(("name", "protocol"), [("dcc", "vico-dc@2"), ("dsac", "vico-dsa@1")])
 def test_recipes_have_the_released_settings(name, protocol):
     recipe = load_recipe(name)
     wanted = {"matcher": "dcc", "iterations": 1000, "lr": 0.1, "momentum": 0.5, "init": "random", "protocol": protocol}

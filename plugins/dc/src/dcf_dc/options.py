@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
 import dcf
 from dcf.types import Metric
 
-__all__ = ["DCConfig"]
+__all__ = ["DCConfig", "EvaluationAugmentConfig", "Operation"]
+
+Operation: TypeAlias = Literal["crop", "scale", "rotate", "noise"]
 
 
 class DCConfig(dcf.Config):
@@ -30,3 +32,15 @@ class DCConfig(dcf.Config):
         description="how batch norms take their statistics from real images: one momentum step as released, or exactly",
     )
     bn_images: int = Field(16, ge=1, description="real images a class for the statistics of batch norms")
+
+
+class EvaluationAugmentConfig(dcf.Config):
+    """Options of `dc-eval`; the defaults are the published ones for MNIST."""
+
+    ops: tuple[Operation, ...] = Field(
+        ("crop", "scale", "rotate"), min_length=1, description="operations of which every image gets one"
+    )
+    crop: int = Field(4, ge=1, description="crop: moved by -crop to crop - 1 pixels, down and right")
+    scale: float = Field(0.2, gt=0, lt=1, description="scale: height and width times 1 - scale to 1 + scale, apart")
+    rotate: int = Field(45, ge=1, le=180, description="rotate: by whole degrees from -rotate to rotate - 1")
+    noise: float = Field(0.001, gt=0, description="noise: standard deviation, in normalised values")
