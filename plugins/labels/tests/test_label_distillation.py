@@ -86,6 +86,13 @@ def test_augmentation_that_is_not_used_is_spoken_of(caplog):
 # --- or2 --------------------------------------------------------------------------------------------------------------
 
 
+class DoubleFactory(TinyFactory):
+    """Networks in double precision."""
+
+    def build(self, spec):
+        return super().build(spec).double()
+
+
 def double(engine):
     """The same run in double precision, before its first iteration."""
     engine.prepare()
@@ -164,6 +171,76 @@ def test_a_pass_over_the_set_shows_every_image_once():
     assert torch.equal(seen.sum(1).sort().values, every.sum(1).sort().values)
     real = torch.cat([matcher.real_batch(ctx, it).x for it in range(3)]).flatten(1).sum(1)
     assert len(real) == len(set(real.tolist())) == 24
+
+
+def straight_line(net, fresh, batches, settings, labels, iterations):
+    """The whole of or2 in one loop, as the paper says it: labels, network, restarts and the lengths at the minima.
+
+    Args:
+        net: Says what the network computes.
+        fresh: From a number to the weights that the network of that number starts with.
+        batches: From an iteration to real images, their classes, images of the set, and their numbers in it.
+        settings: `(lr_step, lr_net, lr of the labels, window)`.
+        labels: `(N, K)` to begin with.
+        iterations: How many.
+    """
+    lr_step, lr_net, lr, window = settings
+    labels = labels.clone().requires_grad_()
+    teacher = torch.optim.Adam([labels], lr=lr)
+    weights, errors, lengths = fresh(0), [], []
+    student = torch.optim.Adam(weights.values(), lr=lr_net)
+    for it in range(iterations):
+        x, y, small_x, numbers = batches(it)
+        inner = -(labels[numbers] * net(small_x, weights).log_softmax(1)).sum(1).mean()
+        grads = torch.autograd.grad(inner, weights.values(), create_graph=True)
+        logits = net(x, {n: w - lr_step * g for (n, w), g in zip(weights.items(), grads, strict=True)})
+        (labels.grad,) = torch.autograd.grad(F.cross_entropy(logits, y), labels)
+        teacher.step()
+        with torch.no_grad():
+            labels.clamp_(0, 1)
+            labels /= labels.sum(1, keepdim=True)
+        for weight, grad in zip(weights.values(), grads, strict=True):
+            weight.grad = grad.detach()
+        student.step()
+        errors.append(float((logits.argmax(1) != y).double().mean()))
+        averages = [sum(errors[i - window : i]) / window for i in range(window, len(errors) + 1)]
+        least = averages.index(min(averages)) + window if averages else 0
+        if averages and len(errors) - least >= window:
+            lengths.append(least)
+            weights, errors = fresh(len(lengths)), []
+            student = torch.optim.Adam(weights.values(), lr=lr_net)
+    return labels.detach(), {n: w.detach() for n, w in weights.items()}, lengths
+
+
+def test_the_whole_loop_is_that_of_a_straight_line():
+    networks = DoubleFactory()
+    engine = engine_of(fake_data(classes=3, train=8), items=2, networks=networks, soft={"lr": 0.02},
+                       lr_step=0.5, lr_net=0.05, window=4, batch=3, batch_real=8)  # fmt: skip
+    engine.prepare()
+    ctx, matcher, param = engine.ctx, engine.matcher, engine.ctx.param.double()
+    plain, small = matcher.real_batch, matcher.small_batch
+    matcher.real_batch = lambda ctx, it: dcf.Batch(plain(ctx, it).x.double(), plain(ctx, it).y)
+    every = param.images(torch.arange(6)).detach()
+
+    def fresh(number):
+        made = networks.create(ctx.spec, ctx.seed, "label network", number)
+        return {n: w.detach().double().requires_grad_() for n, w in made.params.items()}
+
+    def batches(it):
+        x, y = matcher.real_batch(ctx, it)
+        images = small(ctx, it).x
+        return x, y, images, (images[:, None] == every).flatten(2).all(2).int().argmax(1)
+
+    start, net = param.soft_labels.detach().clone(), matcher.learner.net
+    labels, weights, lengths = straight_line(net, fresh, batches, (0.5, 0.05, 0.02, 4), start, 40)
+    engine.run(0, 40)
+    assert len(lengths) >= 3
+    assert engine.matcher.rule.restarts == len(lengths)
+    assert engine.matcher.rule.lengths == lengths[-3:]
+    assert torch.allclose(param.soft_labels.detach(), labels, atol=1e-9)
+    for name, weight in weights.items():
+        assert torch.allclose(matcher.learner.net.params[name].detach(), weight, atol=1e-8), name
+    assert float((labels - start).abs().max()) > 0.1
 
 
 # --- ridge ------------------------------------------------------------------------------------------------------------

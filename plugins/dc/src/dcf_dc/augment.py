@@ -37,8 +37,8 @@ class DCEvaluationAugment(dcf.Augmenter):
         """
         if shared:
             raise dcf.UsageError(
-                "dc-eval augments images one by one and cannot be shared by real and synthetic ones; leave it out here, "
-                "and use it where networks are trained: --set protocol.augment=dc-eval"
+                "dc-eval augments images one by one and cannot be shared by real and synthetic ones; leave it out "
+                "here, and use it where networks are trained: --set protocol.augment=dc-eval"
             )
         config = self.config
         made = {"op": torch.randint(len(config.ops), (n,), generator=generator)}
@@ -124,9 +124,12 @@ def rotated(images: Tensor, degrees: Tensor) -> Tensor:
 
 
 class _Window(NamedTuple):
-    """Which pixel of its image every pixel of a result shows: rows `(N, H)`, columns `(N, W)`, and whether there is one.
+    """Which pixel of its image every pixel of a result shows.
 
-    `inside` is `(N, 1, H, W)`.
+    Attributes:
+        rows: `(N, H)`, within the image.
+        cols: `(N, W)`, likewise.
+        inside: `(N, 1, H, W)`, false where there is no such pixel.
     """
 
     rows: Tensor
