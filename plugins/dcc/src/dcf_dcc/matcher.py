@@ -41,7 +41,7 @@ class DCC(dcf.Matcher):
     needs: ClassVar[frozenset[str]] = frozenset({"double-backward"})
     shards: ClassVar[bool] = True
     defaults: ClassVar[dcf.MatcherDefaults] = dcf.MatcherDefaults(
-        iterations=1000, lr=0.1, momentum=0.5, init="random", iterations_small=40
+        iterations=1000, lr=0.1, momentum=0.5, init="random", iterations_small=30
     )
 
     def schedule(self, images_per_class: int) -> tuple[int, int]:
