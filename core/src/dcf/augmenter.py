@@ -41,6 +41,11 @@ class Augmenter:
         return False
 
     @property
+    def shareable(self) -> bool:
+        """Whether one draw fits batches of any size; what cannot be shared is for the training of networks only."""
+        return True
+
+    @property
     def siamese(self) -> bool:
         """Whether matching applies one draw to real and synthetic images; otherwise every image has its own."""
         return True
@@ -123,6 +128,11 @@ class ChainAugmenter(Augmenter):
     def mixes_labels(self) -> bool:
         """When any part does."""
         return any(part.mixes_labels for part in self.parts)
+
+    @property
+    def shareable(self) -> bool:
+        """When every part is."""
+        return all(part.shareable for part in self.parts)
 
     def draw(self, n: int, shape: tuple[int, int, int], generator: torch.Generator, shared: bool) -> Any:
         """One draw of each part, in order."""

@@ -110,11 +110,8 @@ class Session:
         self.matcher: Matcher = matcher or create(Kind.MATCHER, given["matcher"])
         self.networks: NetworkFactory = create(Kind.NETWORK, given["network"])
         self.augmenter = make_augmenter(given["augment"])
-        if self.augmenter.mixes_labels and not isinstance(self.matcher, Nothing):
-            raise UsageError(
-                f"--augment {config.augment} mixes labels, and matching compares images of one label; leave that part "
-                "out here, and mix where networks are trained: --set protocol.augment=..."
-            )
+        if not isinstance(self.matcher, Nothing):
+            _require_for_matching(self.augmenter, config.augment)
         self.param: Parameterization = create_stack(Kind.PARAM, given["param"])[-1]
         self.selector: Selector = create(Kind.SELECTOR, given["init"])
         #: What is recorded of how the first images were chosen.
@@ -324,3 +321,17 @@ class _Recorder:
         facts = {"data": self.session.data.checksum, "selection": self.session.selection}
         self.directory.save_checkpoint(it, self.session.engine.state_dict(), facts)
         self.saved = it
+
+
+def _require_for_matching(augmenter: Augmenter, given: str) -> None:
+    """Refuse what suits the training of networks alone."""
+    if augmenter.mixes_labels:
+        raise UsageError(
+            f"--augment {given} mixes labels, and matching compares images of one label; leave that part out here, and "
+            "mix where networks are trained: --set protocol.augment=..."
+        )
+    if not augmenter.shareable:
+        raise UsageError(
+            f"--augment {given} changes images one by one, and matching changes real and synthetic images alike; leave "
+            "that part out here, and use it where networks are trained: --set protocol.augment=..."
+        )

@@ -100,6 +100,8 @@ def test_values_have_the_published_ranges():
 def test_it_is_not_for_matching():
     with pytest.raises(dcf.UsageError, match=r"--set protocol.augment=dc-eval"):
         augmenter().draw(1, (1, 9, 9), torch.Generator(), shared=True)
+    with pytest.raises(dcf.UsageError, match=r"--augment dc-eval\+dc-eval .* one by one"):
+        dcf.condense(matcher="dc", augment="dc-eval+dc-eval", data="digits", iterations=1, evaluate=False)
 
 
 def test_the_protocol_augments_digits_of_mnist_alone():

@@ -29,6 +29,11 @@ class DCEvaluationAugment(dcf.Augmenter):
 
     space = "normalized"
 
+    @property
+    def shareable(self) -> bool:
+        """Never."""
+        return False
+
     def draw(self, n: int, shape: tuple[int, int, int], generator: torch.Generator, shared: bool) -> Draw:
         """Draw an operation and values for each of `n` images of `(C, H, W)`.
 
@@ -37,8 +42,8 @@ class DCEvaluationAugment(dcf.Augmenter):
         """
         if shared:
             raise dcf.UsageError(
-                "dc-eval augments images one by one and cannot be shared by real and synthetic ones; leave it out "
-                "here, and use it where networks are trained: --set protocol.augment=dc-eval"
+                "dc-eval changes images one by one and cannot be shared by real and synthetic ones; "
+                "use it where networks are trained: --set protocol.augment=dc-eval"
             )
         config = self.config
         made = {"op": torch.randint(len(config.ops), (n,), generator=generator)}
