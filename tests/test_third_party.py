@@ -102,6 +102,21 @@ def test_example_is_installed_used_and_missed(clean, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_new_plugin_is_installed_listed_and_passes_its_tests(clean, tmp_path):
+    dcf = clean.with_name("dcf")
+    must(dcf, "new-plugin", "stripes", "--kind", "dataset", cwd=tmp_path)
+    pip(clean, "install", "-c", clean.parents[2] / "constraints.txt", tmp_path / "dcf-stripes", "pytest")
+    listed = json.loads(must(dcf, "list-plugins", "--json", cwd=tmp_path).stdout)
+    assert ("dataset", "stripes", "dcf-stripes") in {
+        (c["kind"], c["name"], c["distribution"]) for c in listed["components"]
+    }
+    assert listed["problems"] == []
+    tested = must(clean, "-m", "pytest", "-q", "-W", "error", cwd=tmp_path / "dcf-stripes")
+    assert " passed" in tested.stdout
+    pip(clean, "uninstall", "--yes", "dcf-stripes")
+
+
+@pytest.mark.slow
 def test_example_passes_its_own_tests():
     source = ROOT / "examples/dcf-thumbnail"
     code = (

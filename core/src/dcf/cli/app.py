@@ -21,6 +21,7 @@ from dcf.cli import (
     evaluate,
     exchange,
     info,
+    new_plugin,
     plugins,
     recipes,
     report,
@@ -57,6 +58,7 @@ def build(reg: Registry | None = None) -> typer.Typer:
         check,
         data,
         doctor,
+        new_plugin,
     ):
         module.add_to(app)
     add_plugin_commands(app, reg)
