@@ -155,6 +155,7 @@ CASES = [
     ),
     Case("report-views", ["report", "plain.safetensors", "--views", "0"], ["--views expects int >= 1, got '0'"]),
     Case("report-form", ["report", "plain.safetensors", "--out", "a.pdf"], ["expected a file ending in .html"]),
+    Case("mtt-keep", condense("--matcher", "mtt:keep=0"), ["expected a number above 0, got 0"], "0"),
     # --- files of other programs -------------------------------------------------------------------------------------
     Case("export-format", ["export", "grey.safetensors", "--to", "gif", "-o", "x"], ["--to gif", "pt, pt-pair"]),
     Case("export-there", ["export", "grey.safetensors", "--to", "pt", "-o", "grey.safetensors"], ["--force"]),

@@ -314,6 +314,14 @@ def test_differences_say_which_swept_value_they_belong_to():
     assert [r[several.columns.index("data")] for r in several.rows] == ["digits", "mnist"]
 
 
+def test_differences_of_precision_are_said():
+    one, two = bench(row(precision="fp32"), name="x"), bench(row(precision="bf16 kernels"), name="y")
+    assert diff_sheet(diff(one, two), ("x", "y")).rows[0][-1] == "fp32 against bf16 kernels"
+    assert diff_json(diff(one, two))["rows"][0]["precisions"] == ["fp32", "bf16 kernels"]
+    unknown = bench(row(), name="z")
+    assert diff_sheet(diff(one, unknown), ("x", "z")).rows[0][-1] == ""
+
+
 def test_check_of_a_bench_without_its_cells_says_so(tmp_path, capsys):
     path = saved(tmp_path / "b", row(), RANDOM)
     assert main(["bench", "check", str(path)]) == 1

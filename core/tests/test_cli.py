@@ -91,6 +91,15 @@ def test_every_exception_becomes_a_message_and_a_status(problem, status, says):
     assert says in message
 
 
+def test_a_command_that_is_interrupted_says_so_once(capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plugins, "_named", interrupted)
+    assert main(["describe", "x"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
 def test_errors_are_printed_as_they_are(capsys, monkeypatch):
     def fail(*_):
         raise SpecError("no [bold]x[/bold]\x1b[2J", "a" * 150 + ":[b]", (150, 154))

@@ -12,6 +12,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
+import dcf
 from dcf import compiled
 from dcf.compiled import _kernels, _rules
 from dcf.compiled._lower import Lowered
@@ -235,6 +236,36 @@ def trained():
     net, x, y = net_of(), images(12), torch.arange(12) % 3
     result = train(net, lambda i: Batch(x[i], y[i]), lambda _: torch.arange(12), Schedule.constant(0.05, 3), tally=True)
     return net, result
+
+
+def test_use_of_kernels_is_noticed_where_they_computed_something(exact):
+    with compiled.noticed() as outer:
+        with compiled.noticed() as plain:
+            trained()
+        with compiled.allowed("default", CPU), compiled.noticed() as used:
+            trained()
+        with compiled.noticed(used):
+            trained()
+    assert (plain.kernels, used.kernels, outer.kernels) == (False, True, True)
+
+
+def test_rows_and_files_say_in_which_precision_networks_were_trained(exact):
+    how = {
+        "data": "digits",
+        "matcher": "none",
+        "iterations": 0,
+        "ipc": 1,
+        "networks": 1,
+        "baselines": ["random"],
+        "device": "cpu",
+    }
+    quick = {"protocol.epochs": 1, "protocol.steps_min": 0}
+    fast, slow = (dcf.condense(**how, precision=mode, overrides=quick) for mode in ("default", "strict"))
+    for one, said in ((fast, "bf16 kernels"), (slow, "fp32")):
+        results = one.metadata["results"]
+        assert results["env"]["precision"] == said
+        assert [row["precision"] for row in (*results["rows"], *results["baselines"])] == [said, said]
+        assert "precision" not in one.metadata["environment"], "no network was trained to make it"
 
 
 def test_training_with_kernels_is_training(exact):

@@ -37,6 +37,7 @@ from dcf.run import prepare
 from dcf.runconfig import RunConfig
 from dcf.session import Session
 from dcf.testing import PullToMean, TinyFactory, fake_data
+from dcf.types import Hints, Program
 
 MIB = 2**20
 
@@ -393,6 +394,28 @@ def test_a_whole_measurement_with_its_evaluation():
     assert found.stored_bytes == 1536
 
 
+class PullToProgram(PullToMean):
+    """Its sets are programs of three steps."""
+
+    def hints(self):
+        return Hints(program=Program(((0, 1), (1,), (0,)), (0.1, 0.1, 0.1)))
+
+
+def test_a_program_is_measured_as_what_is_run():
+    options = {
+        "matcher": PullToProgram(), "network": TinyFactory(), "data": fake_data(), "ipc": 1, "iterations": 2,
+        "device": "cpu", "networks": 2, "baselines": ("random",),
+    }  # fmt: skip
+    # A protocol that would take very long: what runs the set as a program does not care.
+    request = resolve(options, overrides={"protocol.epochs": 10**6, "protocol.steps_min": 0})
+    facts = measured(request, lambda **event: None, time.perf_counter())
+    found = Estimate.from_json(json.loads(json.dumps(facts)))
+    assert [(row.name, row.networks, row.epochs) for row in found.evaluation] == [
+        *(("replay", 2, 1), ("random-replay", 2, 1), ("random", 2, 10**6))
+    ]
+    assert found.evaluation[0].train_seconds < 10 < found.evaluation[2].train_seconds
+
+
 # --- the process, with stand-ins for the one that measures ----------------------------------------------------------
 
 
@@ -682,6 +705,7 @@ def test_ctrl_c_ends_both_processes(tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
+    assert err.splitlines()[-1] == "error: interrupted"
     assert "Traceback" not in err
     assert not Path(f"/proc/{child}").exists()
 

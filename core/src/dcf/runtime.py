@@ -15,7 +15,7 @@ import torch
 from dcf.errors import UsageError
 from dcf.processes import local_rank, processes_asked_for
 
-__all__ = ["environment", "keep_freed_pages", "precision_of", "select_device"]
+__all__ = ["environment", "keep_freed_pages", "precision_of", "precision_text", "select_device"]
 
 log = logging.getLogger(__name__)
 
@@ -80,11 +80,29 @@ def keep_freed_pages() -> bool:
     return bool(libc.mallopt(_M_MMAP_THRESHOLD, (1 << 31) - 1)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1))
 
 
-def environment(device: torch.device) -> dict[str, str]:
-    """What decides rounding: versions, device, threads. Without times or names of machines."""
+def precision_text(device: torch.device, kernels: bool) -> str:
+    """In which precision networks were trained, as reports say it: two of them do not compare to the last digit.
+
+    Args:
+        device: Where they were.
+        kernels: Whether compiled kernels computed anything (`dcf.compiled.noticed`).
+    """
+    if kernels:
+        return "bf16 kernels"
+    return "fp32 with TF32" if device.type == "cuda" and torch.backends.cudnn.allow_tf32 else "fp32"
+
+
+def environment(device: torch.device, precision: str = "") -> dict[str, str]:
+    """What decides rounding: versions, device, threads, precision. Without times or names of machines.
+
+    Args:
+        device: Where it was computed.
+        precision: What `precision_text` said; empty where nothing was trained.
+    """
     from dcf import __version__
 
     return {
+        **({"precision": precision} if precision else {}),
         "dcf": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,

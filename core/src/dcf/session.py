@@ -32,7 +32,7 @@ from dcf.parameterization import Parameterization
 from dcf.planning import plan_items
 from dcf.runconfig import SPEC_ROLES, RunConfig
 from dcf.rundir import RunDir
-from dcf.runtime import environment
+from dcf.runtime import environment, precision_text
 from dcf.seeding import generator
 from dcf.selection import select
 from dcf.selector import Selector
@@ -114,6 +114,8 @@ class Session:
             _require_for_matching(self.augmenter, config.augment)
         self.param: Parameterization = create_stack(Kind.PARAM, given["param"])[-1]
         self.selector: Selector = create(Kind.SELECTOR, given["init"])
+        #: Whether compiled kernels computed anything in an iteration, before a resumption, too.
+        self.usage = compiled.Usage()
         #: What is recorded of how the first images were chosen.
         self.selection: dict[str, Any] = {}
         self._allocate()
@@ -219,7 +221,7 @@ class Session:
         if start == 0:
             recorder.checkpoint(0)
         try:
-            with compiled.expected(iterations):
+            with compiled.expected(iterations), compiled.noticed(self.usage):
                 done = self.engine.run(start, iterations, recorder.step, stop) if start < iterations else iterations
         except NonFiniteError:
             recorder.flush()  # how it came to that is worth knowing; a resumed run drops what is beyond its checkpoint
@@ -242,6 +244,7 @@ class Session:
         self.engine.prepare()
         self.engine.load_state_dict(state)
         self.selection = dict(facts.get("selection", {}))
+        self.usage.kernels = bool(facts.get("kernels", False))
         if self.ctx.world.first:
             directory.truncate_metrics(it)
         return it
@@ -265,6 +268,10 @@ class Session:
             self.config.store,
         )
 
+    def _precision(self) -> str:
+        """In which precision the networks of the iterations were; empty where there were none."""
+        return precision_text(self.data.train.device, self.usage.kernels) if self.config.iterations else ""
+
     def _metadata(self) -> dict[str, Any]:
         config = self.config
         return {
@@ -286,7 +293,7 @@ class Session:
                 "test": len(self.data.test),
             },
             "license": self.data.source,
-            "environment": environment(self.data.train.device),
+            "environment": environment(self.data.train.device, self._precision()),
             "generator": f"dcf format {format_of(config.store, self.data.spec.space)}",
             **({"selection": self.selection} if self.selection else {}),
         }
@@ -318,8 +325,9 @@ class _Recorder:
             return
         # Metrics first: rows beyond the checkpoint are dropped on resume, rows that are missing would stay missing.
         self.flush()
-        facts = {"data": self.session.data.checksum, "selection": self.session.selection}
-        self.directory.save_checkpoint(it, self.session.engine.state_dict(), facts)
+        session = self.session
+        facts = {"data": session.data.checksum, "selection": session.selection, "kernels": session.usage.kernels}
+        self.directory.save_checkpoint(it, session.engine.state_dict(), facts)
         self.saved = it
 
 

@@ -139,3 +139,10 @@ def test_unknown_baseline_is_a_clear_error():
 def test_soft_labels_and_learned_steps_are_taken_as_the_protocol_says():
     with pytest.raises(dcf.DcfError, match="learned"):
         report_of(lr="learned")
+
+
+def test_a_program_is_refused_with_the_reason():
+    one = fake_set()
+    one.hints = dcf.Hints(program=dcf.Program(((0,), (1,)), (0.1, 0.2)))
+    with pytest.raises(dcf.EvaluationError, match=r"is a program.*\n.*--evaluator replay"):
+        report_of([one])

@@ -98,9 +98,14 @@ def _cells(row: BenchRow | None) -> tuple[str, str]:
 def _verdict(pair: Pair, names: tuple[str, str]) -> str:
     if pair.first is None or pair.second is None:
         return f"only in {names[0] if pair.first is not None else names[1]}"
-    if pair.change is None:
-        return ""
-    return "beyond the spread" if pair.change.beyond else ""
+    verdict = "beyond the spread" if pair.change is not None and pair.change.beyond else ""
+    return ", ".join(filter(None, (verdict, _precisions(pair))))
+
+
+def _precisions(pair: Pair) -> str:
+    """That the networks of both rows were trained in different precisions, which alone makes a difference."""
+    first, second = (one.precision if one is not None else "" for one in (pair.first, pair.second))
+    return f"{first} against {second}" if first and second and first != second else ""
 
 
 def diff_json(pairs: Sequence[Pair]) -> dict[str, Any]:
@@ -124,4 +129,5 @@ def _pair_json(pair: Pair) -> dict[str, Any]:
         "interval": list(change.interval) if change is not None and change.interval is not None else None,
         "basis": change.basis if change is not None else "",
         "beyond": change.beyond if change is not None else None,
+        "precisions": [one.precision if one is not None else "" for one in (pair.first, pair.second)],
     }

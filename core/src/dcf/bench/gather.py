@@ -113,6 +113,7 @@ def _measured(row: RowPlan) -> dict[str, Any]:
         "values": values,
         "numbers": tuple(number for number, _ in parts),
         "net_seeds": tuple(tuple(seed for _, seed in part) for _, part in parts),
+        "precision": " and ".join(sorted({_wanted(report, row.source).precision for _, report in found} - {""})),
         "stat": summarize(values),
         **_storage(row, [report for _, report in found]),
     }

@@ -57,6 +57,7 @@ class BenchRow(_Model):
     network: str = Field(description="spec of the network that is trained on the set")
     sets: int = Field(ge=1, description="sets that were asked for")
     nets: int = Field(ge=1, description="networks a set that were asked for")
+    precision: str = Field("", description="in which precision its networks were trained; empty where it is not known")
     values: tuple[tuple[float, ...], ...] = Field((), description="accuracies in [0, 1]: values[set][network]")
     numbers: tuple[int, ...] = Field((), description="number of the set of each row of 'values'")
     net_seeds: tuple[tuple[int, ...], ...] = Field((), description="seed of each network, as 'values'")

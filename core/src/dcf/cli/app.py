@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
+from typer.core import TyperGroup
 from typer.main import get_command
 
 from dcf import __version__
@@ -27,13 +28,30 @@ from dcf.cli import (
     report,
 )
 from dcf.cli.console import setup_logging
-from dcf.errors import PluginError
-from dcf.processes import rank
+from dcf.errors import DcfError, PluginError
+from dcf.processes import INTERRUPTED, rank
 from dcf.registry import Problem, Registry, is_strict, registry
 
-__all__ = ["add_plugin_commands", "build"]
+__all__ = ["Interrupted", "add_plugin_commands", "build"]
 
 log = logging.getLogger(__name__)
+
+
+class Interrupted(DcfError):  # noqa: N818 - nothing went wrong
+    """The user ended a command that has nothing to finish or to keep."""
+
+    exit_code: ClassVar[int] = INTERRUPTED
+
+
+class _Group(TyperGroup):
+    """The commands; of one that is interrupted the user is told so, where the parser would end without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted") from None
 
 
 def build(reg: Registry | None = None) -> typer.Typer:
@@ -43,7 +61,7 @@ def build(reg: Registry | None = None) -> typer.Typer:
         PluginError: When the commands of a plugin cannot be used and `DCF_STRICT` is set.
     """
     reg = reg or registry()
-    app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, callback=_start)
+    app = typer.Typer(cls=_Group, pretty_exceptions_enable=False, no_args_is_help=True, callback=_start)
     for module in (
         condense,
         estimate,

@@ -16,13 +16,12 @@ from dcf.cli.app import build
 from dcf.cli.console import error as show_error
 from dcf.cli.console import logging_restored
 from dcf.errors import DcfError
-from dcf.processes import rank
+from dcf.processes import INTERRUPTED, rank
 
 __all__ = ["explain", "main"]
 
 #: Options that are the same for all commands and may stand before or after the command's name.
 _GLOBAL: Final = frozenset({"-v", "--verbose", "-q", "--quiet", "--debug"})
-_INTERRUPTED: Final = 130
 #: Seconds that the first of several processes has to say what is wrong with the request.
 _COURTESY: Final = 20.0
 
@@ -67,7 +66,7 @@ def explain(problem: BaseException) -> tuple[str, int]:
     if isinstance(problem, DcfError):
         return str(problem), problem.exit_code
     if isinstance(problem, (KeyboardInterrupt, typer.Abort)):
-        return "interrupted", _INTERRUPTED
+        return "interrupted", INTERRUPTED
     if hasattr(problem, "format_message"):
         return _usage(problem), int(getattr(problem, "exit_code", 2))
     if _out_of_memory(problem):

@@ -101,7 +101,11 @@ def _results(value: Any) -> str:
     beside = f" ± {100 * spread:.1f}" if several and isinstance(spread, float) else ""
     counts = f"{clean(summary.get('n_sets'), 8)} x {clean(summary.get('n_nets'), 8)}"
     metric = clean(summary.get("metric", "accuracy"), 20)
-    return f"{metric} {100 * summary['mean']:.1f}{beside} % (n = {counts}, protocol {clean(value.get('protocol'), 80)})"
+    env = value.get("env")
+    precision = env.get("precision", "fp32") if isinstance(env, Mapping) else "fp32"
+    trained = "" if precision == "fp32" else f", trained with {clean(precision, 40)}"
+    protocol = clean(value.get("protocol"), 80)
+    return f"{metric} {100 * summary['mean']:.1f}{beside} % (n = {counts}, protocol {protocol}{trained})"
 
 
 def preview(

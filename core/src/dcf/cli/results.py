@@ -60,9 +60,9 @@ def show_report(report: Report, classes: int) -> None:
     if figures is not None:
         stdout().print()
         stdout().print(figures)
-    note = _pixels_note(report)
-    if note:
-        stdout().print(note)
+    for note in (_pixels_note(report), _precision_note(report)):
+        if note:
+            stdout().print(note)
     for warning in report.warnings:
         log.warning("%s", clean(warning, 500))
 
@@ -117,6 +117,13 @@ def _pixels_note(report: Report) -> str:
         return ""
     small, large = count(found["uint8_per_class"]), count(found.get("per_class"))
     return f"random images are float32 pixels, {large} a class; in 8-bit pixels those bytes would hold {small} a class"
+
+
+def _precision_note(report: Report) -> str:
+    """Which rows were trained otherwise than in fp32; empty where none was."""
+    rows = [row for row in (*report.rows, *report.baselines) if row.precision not in ("", "fp32")]
+    told = dict.fromkeys((row.precision, row_title(row.name)) for row in rows)
+    return "; ".join(f"{title}: trained with {clean(precision, 40)}" for precision, title in told)
 
 
 def _size(row: Row, classes: int) -> tuple[str, ...]:

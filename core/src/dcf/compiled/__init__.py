@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -28,17 +29,27 @@ from dcf.networks.base import NetworkState
 __all__ = [
     "LossGradients",
     "Products",
+    "Usage",
     "allowed",
     "classify",
     "embed",
     "expected",
     "gradient_products",
     "loss_gradients",
+    "noticed",
     "weight_gradients",
 ]
 
 _ALLOWED: ContextVar[bool] = ContextVar("allowed", default=False)
 _TIMES: ContextVar[int] = ContextVar("times", default=1)
+_USAGE: ContextVar[tuple[Usage, ...]] = ContextVar("usage", default=())
+
+
+@dataclass
+class Usage:
+    """Whether a kernel computed anything: what was computed then is not what fp32 gives."""
+
+    kernels: bool = False
 
 
 class LossGradients(NamedTuple):
@@ -90,6 +101,21 @@ def expected(times: int) -> Iterator[None]:
         _TIMES.reset(token)
 
 
+@contextmanager
+def noticed(usage: Usage | None = None) -> Iterator[Usage]:
+    """Notice whether kernels compute anything within the context.
+
+    Args:
+        usage: What is told so, once and for good; a new one by default.
+    """
+    usage = Usage() if usage is None else usage
+    token = _USAGE.set((*_USAGE.get(), usage))
+    try:
+        yield usage
+    finally:
+        _USAGE.reset(token)
+
+
 def embed(net: NetworkState, images: Tensor, calls: int = 1) -> Tensor | None:
     """Embeddings `(N, F)` of images `(N, C, H, W)`, constants; None where they are to be computed the plain way.
 
@@ -100,7 +126,7 @@ def embed(net: NetworkState, images: Tensor, calls: int = 1) -> Tensor | None:
     """
     if torch.is_grad_enabled() or not _wanted(Kind.EMBED, net, images, calls):
         return None
-    found = kernel_for(Kind.EMBED, net, [images.detach()], net.parameters())
+    found = _computed(Kind.EMBED, net, [images.detach()], net.parameters())
     return None if found is None else found[0]
 
 
@@ -135,7 +161,7 @@ def loss_gradients(net: NetworkState, images: Tensor, labels: Tensor, calls: int
     """
     if not _wanted(Kind.GRADIENT, net, images, calls):
         return None
-    found = kernel_for(Kind.GRADIENT, net, [images.detach(), labels.detach()], net.parameters())
+    found = _computed(Kind.GRADIENT, net, [images.detach(), labels.detach()], net.parameters())
     return None if found is None else LossGradients(found[0], found[1], found[2:])
 
 
@@ -145,7 +171,7 @@ def weight_gradients(
     """As `loss_gradients`, at weights that are given, in order of `net.params`; the gradients alone."""
     if not _wanted(Kind.GRADIENT, net, images, calls):
         return None
-    found = kernel_for(Kind.GRADIENT, net, [images.detach(), labels.detach()], weights)
+    found = _computed(Kind.GRADIENT, net, [images.detach(), labels.detach()], weights)
     return None if found is None else found[2:]
 
 
@@ -169,12 +195,22 @@ def gradient_products(
     """
     if not _wanted(Kind.PRODUCTS, net, images, calls):
         return None
-    found = kernel_for(Kind.PRODUCTS, net, [images.detach(), labels.detach(), *cotangent], weights)
+    found = _computed(Kind.PRODUCTS, net, [images.detach(), labels.detach(), *cotangent], weights)
     if found is None:
         return None
     n = len(weights)
     soft = labels.is_floating_point()
     return Products(found[:n], found[n : 2 * n], found[2 * n], found[2 * n + 1] if soft else None)
+
+
+def _computed(
+    kind: Kind, net: NetworkState, inputs: Sequence[Tensor], weights: Sequence[Tensor]
+) -> list[Tensor] | None:
+    found = kernel_for(kind, net, inputs, weights)
+    if found is not None:
+        for usage in _USAGE.get():
+            usage.kernels = True
+    return found
 
 
 def _wanted(kind: Kind, net: NetworkState, images: Tensor, calls: int) -> bool:

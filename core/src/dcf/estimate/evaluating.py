@@ -18,9 +18,11 @@ from dcf.evaluation.context import EvalContext
 from dcf.evaluation.fit import Material, material_of, material_of_split, schedule_for
 from dcf.evaluation.protocol import cost, load_protocol
 from dcf.evaluation.runner import affordable_baselines
+from dcf.networks.base import NetworkState
 from dcf.runconfig import SPEC_ROLES
 from dcf.session import Session
-from dcf.training import Schedule, evaluate_accuracy, random_augmentation, train
+from dcf.training import Schedule, evaluate_accuracy, random_augmentation, run_program, train
+from dcf.types import Program
 
 __all__ = ["Evaluation"]
 
@@ -60,13 +62,32 @@ class Evaluation:
             return
         rules, hints = self.ctx.rules, self.set.hints
         material = material_of(self.set, self.ctx)
-        epochs = schedule_for(rules, material.epoch_length, hints.lr, hints.steps).epochs
         test = self._test_seconds(gauge)
-        yield self._row("sets", material, epochs, test, gauge)
+        if hints.program is not None:
+            yield from self._program_rows(material, hints.program, test, gauge)
+        else:
+            epochs = schedule_for(rules, material.epoch_length, hints.lr, hints.steps).epochs
+            yield self._row("sets", material, epochs, test, gauge)
         for name in self.rows:
             beside = self._random() if name == "random" else self._real(self.data.train)
             if beside is not None:
                 yield self._row(name, beside, cost(rules, beside.size).epochs, test, gauge)
+
+    def _program_rows(self, material: Material, program: Program, test: float, gauge: Gauge) -> Iterator[EvaluationRow]:
+        """What a program takes, and random images in its place: its own steps, whatever the protocol says."""
+        each = self._program_seconds(material, program, _FEWEST, gauge)  # the first step also warms up
+        steps = min(len(program.steps), max(_FEWEST, int(_ENOUGH / max(each, 1e-6))))
+        seconds = len(program.steps) * self._program_seconds(material, program, steps, gauge)
+        for name in ("replay", *(["random-replay"] if "random" in self.rows else [])):
+            yield EvaluationRow(name, self.ctx.n_nets, 1, seconds, test)
+
+    def _program_seconds(self, material: Material, program: Program, steps: int, gauge: Gauge) -> float:
+        """Seconds of one step of a program, over its first few."""
+        chosen = [torch.tensor(step, device=self.ctx.place) for step in program.steps[:steps]]
+        state = self._network()
+        begin = gauge.now()
+        run_program(state, material.fetch, chosen, program.lrs[: len(chosen)], program.momentum)
+        return (gauge.now() - begin) / len(chosen)
 
     def _row(self, name: str, material: Material, epochs: int, test: float, gauge: Gauge) -> EvaluationRow:
         seconds = epochs * material.epoch_length * self._seconds_per_image(material, epochs, gauge)
@@ -101,7 +122,7 @@ class Evaluation:
         def shortened(epoch: int) -> Tensor:
             return order(epoch)[: per_epoch * rules.batch]
 
-        state = ctx.factory(ctx.network_spec([self.set])).create(self.data.spec, ctx.seed, "estimate", device=ctx.place)
+        state = self._network()
         augmenter = ctx.augmenter(ctx.augment_spec([self.set]))
         begin = gauge.now()
         trained = train(
@@ -119,11 +140,16 @@ class Evaluation:
         )
         return gauge.now() - begin, trained.images_seen
 
+    def _network(self) -> NetworkState:
+        ctx = self.ctx
+        factory = ctx.factory(ctx.network_spec([self.set]))
+        return factory.create(self.data.spec, ctx.seed, "estimate", device=ctx.place)
+
     def _test_seconds(self, gauge: Gauge) -> float:
         """Seconds that testing one network takes."""
-        ctx, test = self.ctx, self.data.test
+        test = self.data.test
         part = test.select(torch.arange(min(len(test), _TESTED)))
-        state = ctx.factory(ctx.network_spec([self.set])).create(self.data.spec, ctx.seed, "estimate", device=ctx.place)
+        state = self._network()
         begin = gauge.now()
         evaluate_accuracy(state, part)
         return (gauge.now() - begin) * len(test) / len(part)

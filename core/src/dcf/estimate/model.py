@@ -56,9 +56,9 @@ class EvaluationRow:
     """What one row of the evaluation takes.
 
     Attributes:
-        name: "sets", "random" or "whole".
+        name: "sets", "random" or "whole"; of sets that are programs "replay" and "random-replay" in place of "sets".
         networks: Networks that are trained and tested.
-        epochs: Epochs of each.
+        epochs: Epochs of each; 1 of a program.
         train_seconds: Seconds that training one takes.
         test_seconds: Seconds that testing one takes.
     """

@@ -19,6 +19,7 @@ from dcf.evaluation.context import EvalContext, Findings
 from dcf.evaluation.protocol import PROGRAM, Protocol
 from dcf.evaluation.report import Row, Run
 from dcf.networks.base import NetworkFactory, NetworkState
+from dcf.runtime import precision_text
 from dcf.training import (
     Accuracy,
     Fetch,
@@ -117,12 +118,16 @@ class _Job(NamedTuple):
 
 
 class _Done(NamedTuple):
-    """A network that was trained and tested: its run, its accuracy by class, its seconds, its training images."""
+    """A network that was trained and tested: its run, its accuracy by class, its seconds, its training images.
+
+    `kernels` says whether compiled kernels trained it, rather than the plain way.
+    """
 
     run: Run
     accuracy: Accuracy
     seconds: float
     size: int
+    kernels: bool
 
 
 def schedule_for(protocol: Protocol, n: int, learned: float | None = None, steps: int | None = None) -> Schedule:
@@ -191,16 +196,17 @@ def train_row(
     for number, trial in enumerate(trials):
         if number in mine:
             start = time.perf_counter()
-            with compiled.expected(len(mine)):
+            with compiled.expected(len(mine)), compiled.noticed() as usage:
                 run, accuracy = _fit(job, trial)
-            done.append(_Done(run, accuracy, time.perf_counter() - start, trial.material.size))
+            done.append(_Done(run, accuracy, time.perf_counter() - start, trial.material.size, usage.kernels))
             if ctx.progress is not None:
                 ctx.progress(f"{name} {network}", len(done), len(mine), accuracy.value)
     done = [one for part in ctx.world.gather(done) for one in part]
     row = Row.of(
         tuple(one.run for one in done), name=name, network=network, augment=augment,
         protocol=protocol or ctx.rules.id, images=max((one.size for one in done), default=0),
-        per_class=_mean_per_class([one.accuracy for one in done]), **fields,
+        per_class=_mean_per_class([one.accuracy for one in done]),
+        precision=precision_text(ctx.place, any(one.kernels for one in done)), **fields,
     )  # fmt: skip
     return Measured(row, _warnings(row, job), [one.seconds for one in done])
 

@@ -54,12 +54,13 @@ class Run(_Model):
 class Row(_Model):
     """One line of a table: some training material, one network architecture."""
 
-    _sparse = frozenset({"stats"})
+    _sparse = frozenset({"precision", "stats"})
 
     name: str = Field(description="'sets', or the name of the baseline")
     network: str = Field(description="spec of the network")
     protocol: str = Field(min_length=1, description="id of the protocol")
     augment: str = Field(description="spec of the augmentation in training")
+    precision: str = Field("", description="in which precision its networks were trained; empty where it is not known")
     images: int = Field(description="training images, decoded")
     bytes: int | None = Field(None, description="stored bytes they cost; none for real images that are not stored")
     floats: int | None = Field(None, description="stored numbers; none for real images that are not stored")

@@ -107,7 +107,7 @@ def build_report(
         summary=summary,
         baselines=tuple(m.row for m in beside),
         extra=dict(extra or {}),
-        env=environment(ctx.place),
+        env=environment(ctx.place, " and ".join(sorted({m.row.precision for m in measured} - {""}))),
         warnings=(*(w for m in measured for w in m.warnings), *notes),
         timing=Timing(seconds=time.perf_counter() - start, rows={_key(m.row): m.seconds for m in measured}),
     )

@@ -113,10 +113,11 @@ class KernelVelocity(dcf.Evaluator):
         """Train the protocol's networks on each set, and on the baselines' images, taking kernels on the way.
 
         Raises:
-            EvaluationError: When the sets do not fit the data or the protocol, or a training diverges.
+            EvaluationError: When the sets do not fit the data or the protocol, are programs, or a training diverges.
         """
         start = time.perf_counter()
         ctx.check(sets)
+        _refuse_programs(sets)
         job, notes = _job(sets, ctx, self.config)
         materials = [material_of(one, ctx) for one in sets]
         trials = (Trial(s, net, 0, m) for s, m in enumerate(materials) for net in range(ctx.n_nets))
@@ -132,6 +133,19 @@ class KernelVelocity(dcf.Evaluator):
         facts = {**self.config.model_dump(), "images": len(job.images), "unit": "epoch", "curves": extra}
         stat = result.row.stat
         return build_report("kernel-velocity", self, sets, ctx, [result], beside, notes, stat, start, facts)
+
+
+def _refuse_programs(sets: Sequence[dcf.SyntheticSet]) -> None:
+    """A velocity is a distance an epoch, which a program, whose steps are all different, has none of.
+
+    Raises:
+        EvaluationError: When a set is one.
+    """
+    if any(one.hints.program is not None for one in sets):
+        raise EvaluationError(
+            "kernel-velocity: this set is a program, which has no epochs to measure a velocity over; shuffled under a "
+            "protocol it would be another set\n  run it as what it is: --evaluator replay"
+        )
 
 
 def _job(sets: Sequence[dcf.SyntheticSet], ctx: EvalContext, config: VelocityConfig) -> tuple[_Job, list[str]]:
