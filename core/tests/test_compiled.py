@@ -228,8 +228,23 @@ def test_what_is_differentiated_further_is_computed_the_plain_way(uncompiled):
     x = torch.stack([images(6, c) for c in range(3)]).requires_grad_()
     with compiled.allowed("default", CPU):
         class_gradients(net_of(), x, torch.arange(3)[:, None].expand(-1, 6), create_graph=True)
-        class_embedding_means(net_of(), x)
     assert _kernels._MADE == {}
+
+
+def test_embeddings_of_images_that_are_learned_have_a_kernel_with_the_images_gradient(exact):
+    net, x = net_of(), torch.stack([images(6, c) for c in range(3)])
+
+    def gradient():
+        leaf = x.clone().requires_grad_()
+        means = class_embedding_means(net, leaf)
+        return means.detach(), torch.autograd.grad(means.square().sum(), leaf)[0]
+
+    wanted = gradient()
+    with compiled.allowed("default", CPU):
+        found = gradient()
+        assert compiled.embed(net, x.flatten(0, 1)) is None, "whose gradient is asked for, if not that of images?"
+    assert [key[0] for key, kernel in _kernels._MADE.items() if kernel] == [Kind.FEATURES]
+    assert all(close([a], [b], 1e-5) for a, b in zip(found, wanted, strict=True))
 
 
 def trained():

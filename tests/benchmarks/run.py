@@ -56,8 +56,11 @@ def run_case(
     ours, published = Ours(case, data, class_chunk, precision), published_side(modules, case, data)
     agreement, launches, first = _agreement(case, ours, published, data, precision)
     load = os.getloadavg()[0]
-    timed = _in_parts if case.part == "outer" else _interleave
-    wall, cpu = timed((published, ours), pairs, data.train.device)
+    sides, device = (published, ours), data.train.device
+    if case.part == "outer":
+        wall, cpu = _in_parts(sides, device)
+    else:
+        wall, cpu = _interleave(sides, pairs, device, warm=bool(agreement))
     return {
         "case": case.name,
         "precision": precision,
@@ -132,11 +135,11 @@ def _counted(call: Callable[[], dict[str, Tensor]], device: torch.device) -> tup
 _Seconds = list[list[float]]
 
 
-def _interleave(sides: Sequence[Any], pairs: int, device: torch.device) -> tuple[_Seconds, _Seconds]:
-    """Wall and CPU seconds of each side, pair by pair, after one call of each that is not counted."""
+def _interleave(sides: Sequence[Any], pairs: int, device: torch.device, warm: bool) -> tuple[_Seconds, _Seconds]:
+    """Wall and CPU seconds of each side, pair by pair; after one call of each that is not counted, if they are cold."""
     wall: _Seconds = [[] for _ in sides]
     cpu: _Seconds = [[] for _ in sides]
-    for pair in range(-1, pairs):
+    for pair in range(0 if warm else -1, pairs):
         for number in range(len(sides)) if pair % 2 else reversed(range(len(sides))):
             gc.collect()
             taken = _time(sides[number].step, device)
@@ -146,7 +149,7 @@ def _interleave(sides: Sequence[Any], pairs: int, device: torch.device) -> tuple
     return wall, cpu
 
 
-def _in_parts(sides: Sequence[Any], pairs: int, device: torch.device) -> tuple[_Seconds, _Seconds]:
+def _in_parts(sides: Sequence[Any], device: torch.device) -> tuple[_Seconds, _Seconds]:
     """Wall and CPU seconds of each part of one iteration of each side, the parts in turn; nothing is left out."""
     wall: _Seconds = [[] for _ in sides]
     cpu: _Seconds = [[] for _ in sides]

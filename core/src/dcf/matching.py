@@ -148,7 +148,7 @@ def class_embedding_means(net: NetworkState, images: Tensor) -> Tensor:
         images: `(c, B, C, H, W)`.
 
     Returns:
-        `(c, F)`, averaged over B.
+        `(c, F)`, averaged over B; differentiable in the images, in a compiled kernel in nothing else.
     """
     # One forward pass of thousands of images is slower on a CPU than many of some: see docs/performance.md.
     apart = images.device.type == "cpu" and not net.batch_norms

@@ -117,16 +117,20 @@ def noticed(usage: Usage | None = None) -> Iterator[Usage]:
 
 
 def embed(net: NetworkState, images: Tensor, calls: int = 1) -> Tensor | None:
-    """Embeddings `(N, F)` of images `(N, C, H, W)`, constants; None where they are to be computed the plain way.
+    """Embeddings `(N, F)` of images `(N, C, H, W)`; None where they are to be computed the plain way.
+
+    Constants where gradients are off; differentiable in the images, and in these alone, where they require gradients.
 
     Args:
         net: The network at its present weights.
         images: In the dataset's value space.
         calls: How often the caller asks in what `expected` counts.
     """
-    if torch.is_grad_enabled() or not _wanted(Kind.EMBED, net, images, calls):
+    graph = torch.is_grad_enabled()
+    kind = Kind.FEATURES if graph else Kind.EMBED
+    if (graph and not images.requires_grad) or not _wanted(kind, net, images, calls):
         return None
-    found = _computed(Kind.EMBED, net, [images.detach()], net.parameters())
+    found = _computed(kind, net, [images if graph else images.detach()], net.parameters())
     return None if found is None else found[0]
 
 

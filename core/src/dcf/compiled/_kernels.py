@@ -40,7 +40,10 @@ def kernel_for(kind: Kind, net: NetworkState, data: Sequence[Tensor], weights: S
         kind: Of the kernel.
         net: The network, which must know what it was made from.
         data: Images first, then labels, then cotangents, as `kind` needs them.
-        weights: In order of `net.params`.
+        weights: In order of `net.params`; constants.
+
+    Returns:
+        The results, constants; those of `Kind.FEATURES` are differentiable in the images.
     """
     if net.origin is None or net.buffers:
         return None
@@ -49,10 +52,7 @@ def kernel_for(kind: Kind, net: NetworkState, data: Sequence[Tensor], weights: S
     if key not in _MADE:
         _MADE[key] = _make(kind, net, len(data), inputs)
     kernel = _MADE[key]
-    if kernel is None:
-        return None
-    with torch.no_grad():
-        return list(kernel(*inputs))
+    return None if kernel is None else list(kernel(*inputs))
 
 
 def _make(kind: Kind, net: NetworkState, data: int, inputs: list[Tensor]) -> Kernel | None:
@@ -63,8 +63,9 @@ def _make(kind: Kind, net: NetworkState, data: int, inputs: list[Tensor]) -> Ker
     log.info("compiling a kernel for %d images of %s, once", len(inputs[0]), tuple(inputs[0].shape[1:]))
     try:
         with _quiet():
-            kernel = _compiled(plain, inputs)
-            found, wanted = kernel(*inputs), plain(*_leaves(inputs))
+            kernel = _compiled(plain, inputs, differentiable=kind is Kind.FEATURES)
+            results = _with_image_gradient if kind is Kind.FEATURES else _results
+            found, wanted = results(kernel, inputs), results(plain, inputs)
     except Exception as problem:  # compilers fail in many ways, and a run can do without
         reason = (str(problem).strip().splitlines() or [""])[0][:120]
         log.warning("no compiled kernels: %s: %s; computing the plain way", type(problem).__name__, reason)
@@ -77,7 +78,7 @@ def _make(kind: Kind, net: NetworkState, data: int, inputs: list[Tensor]) -> Ker
     return kernel
 
 
-def _compiled(plain: Kernel, inputs: list[Tensor]) -> Kernel:
+def _compiled(plain: Kernel, inputs: list[Tensor], differentiable: bool) -> Kernel:
     def lowered(*tensors: Tensor) -> tuple[Tensor, ...]:
         with Lowered():
             return plain(*tensors)
@@ -86,14 +87,24 @@ def _compiled(plain: Kernel, inputs: list[Tensor]) -> Kernel:
     if any("rand" in str(node.target) or "dropout" in str(node.target) for node in graph.graph.nodes):
         raise ValueError("the network draws random numbers")
     kernel: Kernel = torch.compile(graph, dynamic=False)
-    with torch.no_grad():
-        kernel(*inputs)
-    return lambda *tensors: _without_graph(kernel, tensors)
+    return kernel if differentiable else lambda *tensors: _without_graph(kernel, tensors)
 
 
 def _without_graph(kernel: Kernel, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     with torch.no_grad():
         return tuple(kernel(*tensors))
+
+
+def _results(function: Kernel, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return function(*_leaves(inputs))
+
+
+def _with_image_gradient(function: Kernel, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The results, and the gradient in the images of half the squares of the first."""
+    images = inputs[0].detach().requires_grad_()
+    with torch.enable_grad():
+        found = function(images, *(t.detach() for t in inputs[1:]))
+        return (*found, *torch.autograd.grad(found[0].square().sum() / 2, [images]))
 
 
 def _leaves(inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -102,7 +113,7 @@ def _leaves(inputs: Sequence[Tensor]) -> list[Tensor]:
 
 def _difference(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
     """Norm of the difference relative to that of what is wanted; NaN where anything is not finite."""
-    apart = [(a.float() - b.detach().float()).square().sum() for a, b in zip(found, wanted, strict=True)]
+    apart = [(a.detach().float() - b.detach().float()).square().sum() for a, b in zip(found, wanted, strict=True)]
     size = torch.stack([b.detach().float().square().sum() for b in wanted]).sum()
     return float((torch.stack(apart).sum() / size.clamp(min=torch.finfo(size.dtype).tiny)).sqrt())
 
@@ -131,9 +142,13 @@ def _logits(net: NetworkState, data: int) -> Kernel:
     return _forward(net, embed=False)
 
 
-def _forward(net: NetworkState, embed: bool) -> Kernel:
+def _features(net: NetworkState, data: int) -> Kernel:
+    return _forward(net, embed=True, graph=True)
+
+
+def _forward(net: NetworkState, embed: bool, graph: bool = False) -> Kernel:
     def forward(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        with torch.no_grad():
+        with torch.set_grad_enabled(graph):
             return (net(x, dict(zip(net.params, weights, strict=True)), embed=embed),)
 
     return forward
@@ -167,6 +182,7 @@ def _products(net: NetworkState, data: int) -> Kernel:
 _FUNCTIONS: Final[dict[Kind, Callable[[NetworkState, int], Any]]] = {
     Kind.EMBED: _embedding,
     Kind.CLASSIFY: _logits,
+    Kind.FEATURES: _features,
     Kind.GRADIENT: _gradient,
     Kind.PRODUCTS: _products,
 }

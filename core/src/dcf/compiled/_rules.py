@@ -19,12 +19,13 @@ __all__ = ["Kind", "multiplications", "processor_suits", "worthwhile"]
 class Kind(Enum):
     """What a kernel computes: its passes through the network, and the multiplications from which it pays.
 
-    The least number is about what a core does in the time that compiling takes (10, 10, 40 and 60 seconds), as measured
-    on a Xeon with AMX: 80 GFLOP/s.
+    The least number is about what a core does in the time that compiling takes (10, 10, 30, 40 and 60 seconds), as
+    measured on a Xeon with AMX: 80 GFLOP/s.
     """
 
     EMBED = ("embeddings", 1, 0.4e12)
     CLASSIFY = ("logits", 1, 0.4e12)
+    FEATURES = ("differentiable embeddings", 3, 1.2e12)
     GRADIENT = ("gradient", 3, 1.6e12)
     PRODUCTS = ("products", 9, 2.4e12)
 
