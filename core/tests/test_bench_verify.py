@@ -123,11 +123,13 @@ def test_the_command_says_what_was_not_run(monkeypatch, capsys):
     monkeypatch.setattr("dcf.cli.recipes.load_recipe", lambda name: recipe())
     left_out = Verdict(trials(recipe(), {})[0], None, "not here: no such folder")
     monkeypatch.setattr(module, "verify", lambda todo, out, progress: [left_out])
-    assert main(["recipes", "--verify", "random"]) == 0
-    shown = capsys.readouterr().out
-    assert "not run" in shown
-    assert "digits ipc 2: not here: no such folder" in shown
-    assert "to the published value" in shown
+    # One who asked for a comparison and got none must not take it for one that agrees.
+    assert main(["recipes", "--verify", "random"]) == 1
+    shown = capsys.readouterr()
+    assert "not run" in shown.out
+    assert "digits ipc 2: not here: no such folder" in shown.out
+    assert "to the published value" in shown.out
+    assert "error: nothing was run" in shown.err
 
 
 def test_a_dataset_of_no_name_here_is_left_out(tmp_path):

@@ -315,7 +315,13 @@ class Engine:
                 tensor.grad.zero_()
 
     def _guard(self, it: int, loss: float) -> None:
-        finite = torch.stack([torch.isfinite(t).all() for t in self.watch]).all() if self.watch else torch.tensor(True)
+        """Stop before a checkpoint could be written that nobody can use.
+
+        Raises:
+            NonFiniteError: When the loss, what is learned, or what an objective of the set learned is not finite.
+        """
+        learned = [*self.watch, *(t for o in self.objectives for t in o.state_dict().values() if t.is_floating_point())]
+        finite = torch.stack([torch.isfinite(t).all() for t in learned]).all() if learned else torch.tensor(True)
         if not math.isfinite(loss) or not bool(finite):
             what = "the synthetic set became NaN or infinite" if math.isfinite(loss) else f"the loss became {loss}"
             raise NonFiniteError(

@@ -14,7 +14,7 @@ from dcf.cli.console import clean, print_json, stdout
 from dcf.cli.options import AsJson
 from dcf.components import Kind
 from dcf.config import Config, validate_mapping
-from dcf.errors import ConfigError, UsageError
+from dcf.errors import ConfigError, DataError, UsageError
 from dcf.recipes import Recipe, Value, all_recipes, load_recipe
 from dcf.registry import registry
 from dcf.spec import Spec
@@ -165,6 +165,8 @@ def _verify(
     else:
         stdout().print(_verdicts(found))
         _explain_verdicts(found)
+    if all(verdict.row is None for verdict in found):
+        raise DataError("nothing was run: the data of these values are not here; say where they are: --data NAME=SPEC")
     if any(verdict.agrees is False or (verdict.row is not None and verdict.now is None) for verdict in found):
         raise typer.Exit(1)
 

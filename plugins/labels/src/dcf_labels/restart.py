@@ -82,7 +82,8 @@ class RestartRule:
         lengths = self.lengths + [0] * (_LENGTHS - len(self.lengths))
         return {
             "errors": torch.tensor(errors, dtype=torch.float64),
-            "best": torch.tensor(self.best, dtype=torch.float64),
+            # Finite, as everything in a checkpoint is.
+            "best": torch.tensor(self.best if math.isfinite(self.best) else _NONE, dtype=torch.float64),
             "counts": torch.tensor([self.steps, self.best_step, self.restarts]),
             "lengths": torch.tensor(lengths),
         }
@@ -90,6 +91,7 @@ class RestartRule:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what `state_dict` returned."""
         self.errors = [e for e in state["errors"].tolist() if e != _NONE]
-        self.best = float(state["best"])
+        best = float(state["best"])
+        self.best = math.inf if best == _NONE else best
         self.steps, self.best_step, self.restarts = state["counts"].tolist()
         self.lengths = [n for n in state["lengths"].tolist() if n]
