@@ -117,7 +117,8 @@ class PhotosConfig(NormConfig):
         "128", pattern=r"^([1-9]\d*|[1-9]\d*x[1-9]\d*)$", description="side in pixels, or HxW"
     )
     resize: Literal["squash", "crop"] = Field(
-        "squash", description="change the aspect ratio, as published, or fill the size and cut off evenly"
+        "squash",
+        description="change the aspect ratio, as published for the subsets, or fill the size and cut off evenly",
     )
     norm: Literal["published", "auto", "unit", "zca"] = Field("published", description=_PUBLISHED)
     mean: Constants = ()
