@@ -80,6 +80,21 @@ def test_gpus_and_other_processors_have_none(monkeypatch, uncompiled):
         assert compiled.loss_gradients(net_of(), images(4), y) is None
 
 
+def test_a_processor_without_matrix_units_is_told_once_and_only_where_it_matters(monkeypatch, uncompiled, caplog):
+    monkeypatch.setattr(compiled, "processor_suits", lambda: False)
+    compiled._tell_of_processor.cache_clear()
+    y = torch.zeros(4, dtype=torch.long)
+    with compiled.allowed("default", CPU), caplog.at_level(logging.INFO):
+        monkeypatch.setattr(compiled, "worthwhile", lambda *_: False)
+        assert compiled.loss_gradients(net_of(), images(4), y) is None
+        assert not caplog.records
+        monkeypatch.setattr(compiled, "worthwhile", lambda *_: True)
+        assert [compiled.loss_gradients(net_of(), images(4), y) for _ in range(3)] == [None] * 3
+    assert len(caplog.records) == 1
+    assert "AMX" in caplog.text
+    compiled._tell_of_processor.cache_clear()
+
+
 def test_work_is_counted_as_published():
     spec = SimpleNamespace(channels=3, height=32, width=32, shape=(3, 32, 32), num_classes=10)
     state = NetworkState(ConvNetFactory().build(spec))

@@ -13,6 +13,8 @@ caller computes the plain way:
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -39,6 +41,8 @@ __all__ = [
     "noticed",
     "weight_gradients",
 ]
+
+log = logging.getLogger(__name__)
 
 _ALLOWED: ContextVar[bool] = ContextVar("allowed", default=False)
 _TIMES: ContextVar[int] = ContextVar("times", default=1)
@@ -84,7 +88,7 @@ def allowed(precision: Literal["default", "strict"], device: torch.device) -> It
         precision: Of the run.
         device: Where it computes.
     """
-    token = _ALLOWED.set(precision == "default" and device.type == "cpu" and processor_suits())
+    token = _ALLOWED.set(precision == "default" and device.type == "cpu")
     try:
         yield
     finally:
@@ -218,4 +222,15 @@ def _computed(
 
 
 def _wanted(kind: Kind, net: NetworkState, images: Tensor, calls: int) -> bool:
-    return _ALLOWED.get() and images.dtype == torch.float32 and worthwhile(kind, net, images, calls * _TIMES.get())
+    if not _ALLOWED.get() or images.dtype != torch.float32 or not worthwhile(kind, net, images, calls * _TIMES.get()):
+        return False
+    if not processor_suits():
+        _tell_of_processor()
+        return False
+    return True
+
+
+@functools.cache
+def _tell_of_processor() -> None:
+    """Say once for a process why what is slow is not faster."""
+    log.info("no compiled kernels: this processor has no matrix units for bf16 (AMX); computing the plain way, in fp32")
