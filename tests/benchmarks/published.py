@@ -179,6 +179,13 @@ class Published:
 
     def once(self, shared: Shared) -> dict[str, Tensor]:
         """What the case computes from given input: loss and image gradient, or the trained weights."""
+        kept = dict(self.__dict__)
+        try:
+            return self._once(shared)
+        finally:  # what is timed afterwards goes on with its own images
+            self.__dict__.update(kept)
+
+    def _once(self, shared: Shared) -> dict[str, Tensor]:
         net = self._network().to(shared.dtype)
         self.synthetic = shared.synthetic.clone().requires_grad_()
         with torch.no_grad():

@@ -112,8 +112,9 @@ class PublishedIDC(Published):
 
     def shared_loss(self, net: Any, shared: Shared) -> Tensor:
         """The sum of the losses of all classes on given input, without augmentation."""
-        self.set.data = self.synthetic
+        kept, self.set.data = self.set.data, self.synthetic
         losses = [self._class_loss(net, c, shared.real[c], lambda images: images) for c in range(CLASSES)]
+        self.set.data = kept
         return torch.stack(losses).sum()
 
     def _match(self, net: Any) -> None:
