@@ -1,12 +1,14 @@
 """Recipes run again: what is run, what is compared, what is said; without running anything."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from dcf.bench import verify as module
 from dcf.bench.model import BenchRow
 from dcf.bench.plan import plan
+from dcf.bench.run import _in_order
 from dcf.bench.verify import Verdict, allowed, given_data, trials
 from dcf.cli import main
 from dcf.components import Kind
@@ -130,6 +132,20 @@ def test_the_command_says_what_was_not_run(monkeypatch, capsys):
     assert "digits ipc 2: not here: no such folder" in shown.out
     assert "to the published value" in shown.out
     assert "error: nothing was run" in shown.err
+
+
+def test_only_what_is_compared_is_run():
+    facts = SimpleNamespace(text="digits")
+    rows = [
+        SimpleNamespace(
+            label=role, role=role, budget="ipc=1", facts=facts, cells=[SimpleNamespace(key=role, name=f"cell-{role}")]
+        )
+        for role in ("random", "method", "whole")
+    ]
+    assert [cell.key for cell in _in_order(rows, "", alone=True)] == ["method"]
+    assert [cell.key for cell in _in_order(rows, "")] == ["random", "method", "whole"]
+    baseline = [rows[0]]  # the recipe of the baseline itself
+    assert [cell.key for cell in _in_order(baseline, "", alone=True)] == ["random"]
 
 
 def test_a_dataset_of_no_name_here_is_left_out(tmp_path):

@@ -74,6 +74,7 @@ def run_bench(
     *,
     points: Sequence[Point] | None = None,
     only: str = "",
+    alone: bool = False,
     watcher: Watcher | None = None,
 ) -> BenchOutcome:
     """Run every cell of a bench that is not done, and write its file after each.
@@ -83,6 +84,7 @@ def run_bench(
         root: Its directory; what is done in it is not run again.
         points: What `plan` made of the settings, where that is known already.
         only: Run only cells whose row or directory contains this text.
+        alone: Run the methods without the rows that stand beside them.
         watcher: Told of progress.
 
     Raises:
@@ -91,7 +93,7 @@ def run_bench(
     watcher = watcher or Watcher()
     rows = plan_bench(settings, root, points, watcher)
     with _locked(root):
-        cells = _in_order(rows, only)
+        cells = _in_order(rows, only, alone)
         todo = [cell for cell in cells if cell.state != "done"]
         watcher.begins(len(cells), len(cells) - len(todo))
         failures: dict[str, str] = {}
@@ -110,10 +112,11 @@ def run_bench(
         return BenchOutcome(bench, root / FILE, {names[k]: v for k, v in failures.items()}, not finished)
 
 
-def _in_order(rows: Sequence[RowPlan], only: str) -> list[Cell]:
+def _in_order(rows: Sequence[RowPlan], only: str, alone: bool = False) -> list[Cell]:
     """The cells to run, each once: all first sets before all second ones, random before the methods."""
     ranked = []
-    for row in rows:
+    methods = [row for row in rows if row.role == "method"] if alone else []
+    for row in methods or rows:
         text = " ".join((row.label, row.facts.text, str(row.budget), row.role))
         for number, cell in enumerate(row.cells):
             if only in text or only in cell.name:

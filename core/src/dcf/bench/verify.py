@@ -207,7 +207,7 @@ def verify(
         if note or trial.settings is None:
             verdict = Verdict(trial, None, note)
         else:
-            outcome = run_bench(trial.settings, root / trial.name, watcher=watcher)
+            outcome = run_bench(trial.settings, root / trial.name, alone=True, watcher=watcher)
             if outcome.interrupted:
                 raise KeyboardInterrupt
             rows = [row for row in outcome.bench.rows if row.role == "method"] or list(outcome.bench.rows)
