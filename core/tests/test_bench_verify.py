@@ -25,12 +25,12 @@ def recipe(*measured, published=(PUBLISHED,)):
     return Recipe.model_validate({"recipe": {"name": "random"}, "measured": measured, "published": published})
 
 
-def verdict(mean, spread=0.0, value=MEASURED):
+def verdict(mean, spread=0.0, value=MEASURED, nets=2):
     trial = trials(recipe(value), {})[0]
-    values = ((mean / 100 - spread / 100, mean / 100 + spread / 100),)
+    values = ((mean / 100 - spread / 100, mean / 100 + spread / 100)[:nets],)
     made = {
         "label": "random", "role": "method", "specs": {}, "data": {"id": "digits"}, "budget": "ipc=2", "iterations": 0,
-        "protocol": "p@1", "protocol_hash": "0", "augment": "none", "network": "convnet", "sets": 1, "nets": 2,
+        "protocol": "p@1", "protocol_hash": "0", "augment": "none", "network": "convnet", "sets": 1, "nets": nets,
     }  # fmt: skip
     return Verdict(trial, BenchRow.model_validate({**made, "values": values, "stat": summarize(values)}))
 
@@ -119,6 +119,17 @@ def test_the_command_shows_published_recorded_and_now(monkeypatch, capsys, mean,
     (told,) = json.loads(capsys.readouterr().out)["verdicts"]
     assert told["agrees"] is (code == 0)
     assert told["now"] == pytest.approx(mean)
+
+
+def test_one_value_has_no_spread(monkeypatch, capsys):
+    monkeypatch.setattr("dcf.cli.recipes.load_recipe", lambda name: recipe(MEASURED))
+    monkeypatch.setattr(module, "verify", lambda todo, out, progress: [verdict(60.4, nets=1)])
+    assert main(["recipes", "--verify", "random"]) == 0
+    shown = capsys.readouterr().out
+    assert "60.4 ±" not in shown
+    assert "one value has no spread" in shown
+    assert main(["recipes", "--verify", "random", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verdicts"][0]["spread"] is None
 
 
 def test_the_command_says_what_was_not_run(monkeypatch, capsys):

@@ -28,7 +28,7 @@ Precision: TypeAlias = Literal["default", "strict"]
 #: Networks of a published run, which decide whether compiling pays.
 ITERATIONS = 1000
 #: The plain protocol of the published code, without augmentation, as it has it for CIFAR.
-PROTOCOL = "vico-dc@1"
+PROTOCOL = "vico-dc@2"
 
 
 class Ours:

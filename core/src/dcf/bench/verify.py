@@ -65,11 +65,12 @@ class Verdict:
     note: str = ""
 
     @property
-    def now(self) -> tuple[float, float] | None:
-        """Mean and spread in percent."""
+    def now(self) -> tuple[float, float | None] | None:
+        """Mean and spread in percent; one value alone has no spread."""
         if self.row is None or self.row.stat is None:
             return None
-        return 100 * self.row.stat.mean, 100 * self.row.stat.pooled
+        stat = self.row.stat
+        return 100 * stat.mean, 100 * stat.pooled if stat.n_sets * stat.n_nets > 1 else None
 
     @property
     def agrees(self) -> bool | None:
@@ -80,9 +81,9 @@ class Verdict:
         return abs(mean - self.trial.value.accuracy) <= allowed(self.trial.value.std, spread)
 
 
-def allowed(recorded: float | None, now: float) -> float:
+def allowed(recorded: float | None, now: float | None) -> float:
     """Points that two means may differ by: two, or three combined standard deviations where that is more."""
-    return max(LEAST, WIDTH * math.hypot(recorded or 0.0, now))
+    return max(LEAST, WIDTH * math.hypot(recorded or 0.0, now or 0.0))
 
 
 def given_data(texts: Sequence[str]) -> dict[str, str]:

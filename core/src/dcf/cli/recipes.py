@@ -135,7 +135,11 @@ def _setting(value: Value) -> tuple[str, int, str]:
 
 
 def _accuracy(value: Value) -> str:
-    return f"{value.accuracy:.1f}" + (f" ± {value.std:.1f}" if value.std is not None else "")
+    return _with_spread(value.accuracy, value.std)
+
+
+def _with_spread(mean: float, spread: float | None) -> str:
+    return f"{mean:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")
 
 
 # --- running one again ---------------------------------------------------------------------------
@@ -192,7 +196,7 @@ def _verdict_row(verdict: Verdict) -> list[str]:
     stat = verdict.row.stat
     n, change = f"{stat.n_sets} x {stat.n_nets}", f"{now[0] - value.accuracy:+.1f}"
     word = "agrees" if verdict.agrees else "DISAGREES"
-    return [*head, f"{now[0]:.1f} ± {now[1]:.1f}", n, change, f"{allowed(value.std, now[1]):.1f}", word]
+    return [*head, _with_spread(*now), n, change, f"{allowed(value.std, now[1]):.1f}", word]
 
 
 def _is_published(trial: Trial) -> bool:
@@ -202,6 +206,8 @@ def _is_published(trial: Trial) -> bool:
 
 def _explain_verdicts(found: list[Verdict]) -> None:
     typer.echo("allowed: 2 points, or three times the combined standard deviation where that is more")
+    if any(verdict.now is not None and verdict.now[1] is None for verdict in found):
+        typer.echo("one value has no spread, and a difference from it says little: give --nets or --sets")
     if any(_is_published(verdict.trial) for verdict in found):
         typer.echo("where nothing was recorded, the difference is to the published value")
     for verdict in found:
