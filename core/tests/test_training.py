@@ -65,6 +65,9 @@ class Batches:
     def __init__(self, x, y):
         self.x, self.y = x, y
 
+    def __len__(self):
+        return len(self.y)
+
     def batches(self, batch):
         for start in range(0, len(self.y), batch):
             yield Batch(self.x[start : start + batch], self.y[start : start + batch])
