@@ -21,6 +21,9 @@ class Split:
     def __init__(self, case: Case) -> None:
         self.batch = Batch(case["test_images"], case["test_labels"])
 
+    def __len__(self) -> int:
+        return len(self.batch.y)
+
     def batches(self, batch: int) -> Iterator[Batch]:
         """All images in order, at most `batch` at a time."""
         for x, y in zip(self.batch.x.split(batch), self.batch.y.split(batch), strict=True):
