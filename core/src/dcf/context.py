@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dcf.augmenter import Augmenter
+from dcf.data.ahead import ReadAhead, Request
 from dcf.data.real import RealData
 from dcf.distributed import ALONE, World
 from dcf.errors import Stopped, UsageError
@@ -87,7 +88,11 @@ class Context:
         self.update = 0
         view_class = param.view_class
         self._views = [torch.nonzero(view_class == c).flatten() for c in range(data.spec.num_classes)]
+        #: Classes as tensors on the device, and by the identity of each of these, which are kept, what they are.
+        self._at: dict[tuple[int, ...], Tensor] = {}
+        self._chunked: dict[int, tuple[tuple[int, ...], Tensor]] = {}
         self._drawn: tuple[tuple[object, ...], Tensor] | None = None
+        self._ahead: ReadAhead | None = None
 
     # --- facts -----------------------------------------------------------------------------------
 
@@ -143,7 +148,7 @@ class Context:
         """The same run with other random draws: number 0 has those of the run itself."""
         other = copy.copy(self)
         other.seed = seed_for(self.seed, "replica", number) if number else self.seed
-        other._drawn = None
+        other._drawn, other._ahead = None, None
         return other
 
     @property
@@ -180,7 +185,7 @@ class Context:
             group[i : i + self.class_chunk] for group in groups.values() for i in range(0, len(group), self.class_chunk)
         ]
         for number, part in enumerate(parts, 1):
-            yield Chunk(torch.tensor(part, device=self.device), number == len(parts))
+            yield Chunk(self._classes(part), number == len(parts))
 
     def all_classes(self) -> Chunk:
         """Every class as one chunk, for what must see them together.
@@ -195,7 +200,20 @@ class Context:
                 f"got from {min(counts)} to {max(counts)} a class\n"
                 "  use another parameterization, or a network without batch norm if that is why it needs them together"
             )
-        return Chunk(torch.arange(self.spec.num_classes, device=self.device), True)
+        return Chunk(self._classes(range(self.spec.num_classes)), True)
+
+    def numbers(self, classes: Tensor) -> list[int]:
+        """Class indices `(c,)` as integers; of a chunk that this context gave, without waiting for the device."""
+        known = self._chunked.get(id(classes))
+        return classes.tolist() if known is None else list(known[0])
+
+    def _classes(self, numbers: Sequence[int]) -> Tensor:
+        """`(c,)` on the device; the same tensor each time, so that nothing is sent there in every step."""
+        key = tuple(numbers)
+        if key not in self._at:
+            self._at[key] = torch.tensor(key, device=self.device)
+            self._chunked[id(self._at[key])] = key, self._at[key]
+        return self._at[key]
 
     def labels(self, classes: Tensor, n: int) -> Tensor:
         """`(c, n)` class indices for n images of each class."""
@@ -215,12 +233,28 @@ class Context:
         Returns:
             `(c, n, C, H, W)` in the dataset's value space.
         """
-        key: tuple[object, ...] = (self.it, n, *stream)
-        if self._drawn is None or self._drawn[0] != key:
-            n = min(n, int(self.data.train.counts.max()))
-            self._drawn = key, self.data.train.sample(n, generator(self.seed, "real", self.it, *stream))
-        index = self._drawn[1][classes.to(self._drawn[1].device)]
-        return self.data.train.images(index)
+        request = Request(self.it, n, stream, tuple(self.numbers(classes)))
+        if self.data.train.resident:
+            index = self._draw(request)
+            return self.data.train.images(index[classes.to(index.device)])
+        if self._ahead is None:
+            self._ahead = ReadAhead(self._stored, self.iterations)
+        stored = self._ahead.get(request)
+        return self.data.train.encode(stored).view(len(request.classes), -1, *self.spec.shape)
+
+    def _draw(self, request: Request) -> Tensor:
+        """`(K, n)` image numbers, of all classes, drawn once for all chunks."""
+        key: tuple[object, ...] = (request.it, request.n, *request.stream)
+        drawn = self._drawn  # read once: another thread may draw something else meanwhile
+        if drawn is None or drawn[0] != key:
+            n = min(request.n, int(self.data.train.counts.max()))
+            drawn = key, self.data.train.sample(n, generator(self.seed, "real", request.it, *request.stream))
+            self._drawn = drawn
+        return drawn[1]
+
+    def _stored(self, request: Request) -> Tensor:
+        """`(c * n, C, H, W)` stored values of what is asked for."""
+        return self.data.train.store.take(self._draw(request)[list(request.classes)].flatten())
 
     def synthetic(self, classes: Tensor) -> Tensor:
         """`(c, I, C, H, W)`: all synthetic images of the classes of one chunk, differentiable."""
@@ -236,7 +270,7 @@ class Context:
 
     def _index(self, classes: Tensor) -> Tensor:
         """`(c, I)` view numbers."""
-        return torch.stack([self._views[c] for c in classes.tolist()])
+        return torch.stack([self._views[c] for c in self.numbers(classes)])
 
     def siamese(self, classes: Tensor, real: Tensor, synthetic: Tensor, *stream: str | int) -> tuple[Tensor, Tensor]:
         """Augment real and synthetic images of a class with one and the same draw (Zhao and Bilen, ICML 2021).
@@ -252,7 +286,7 @@ class Context:
         if self.augmenter.is_identity:
             return real, synthetic
         aug, shape = self.augmenter, self.spec.shape
-        streams = [generator(self.seed, "siamese", self.it, *stream, c) for c in classes.tolist()]
+        streams = [generator(self.seed, "siamese", self.it, *stream, c) for c in self.numbers(classes)]
         if aug.siamese:
             draws = [aug.draw(1, shape, draw, shared=True) for draw in streams]
             return aug.apply_classes(real, draws), aug.apply_classes(synthetic, draws)

@@ -11,7 +11,7 @@ from torch import Tensor
 from dcf.config import Config as BaseConfig
 from dcf.data.options import Constants
 from dcf.data.real import RealData, Split
-from dcf.data.store import PixelStore, TensorStore, pieces
+from dcf.data.store import PixelStore, as_store, pieces
 from dcf.errors import DataError
 from dcf.space import ValueSpace
 from dcf.spec import Option, Spec, Value
@@ -31,12 +31,16 @@ class LabelledPixels(NamedTuple):
     """Images at rest with their labels.
 
     Attributes:
-        pixels: `(N, C, H, W)` uint8, or float32 pixels nominally in [0, 1].
+        pixels: `(N, C, H, W)` uint8, or float32 pixels nominally in [0, 1]; or a store of such.
         labels: `(N,)` int64.
     """
 
-    pixels: Tensor
+    pixels: Tensor | PixelStore
     labels: Tensor
+
+    def select(self, index: Tensor) -> LabelledPixels:
+        """The images of these numbers `(n,)` with their labels; what lies in a file stays there."""
+        return LabelledPixels(as_store(self.pixels).select(index), self.labels[index])
 
 
 class DatasetProvider:
@@ -105,7 +109,7 @@ def real_data(
 
 
 def value_space(
-    pixels: Tensor,
+    pixels: Tensor | PixelStore,
     norm: str,
     mean: Constants = (),
     std: Constants = (),
@@ -115,7 +119,7 @@ def value_space(
     """The value space that a dataset's options ask for.
 
     Args:
-        pixels: `(N, C, H, W)` training images, uint8 or float32.
+        pixels: `(N, C, H, W)` training images, uint8 or float32, or a store of such.
         norm: `auto` computes the constants on `pixels`, `unit` leaves pixels as they are, `published` takes
             those of the literature, `zca` whitens with what `pixels` give.
         mean: Explicit constants, which win over `norm`; empty for none.
@@ -134,10 +138,10 @@ def value_space(
     if norm == "unit":
         return ValueSpace.unit(channels)
     if norm == "zca":
-        return ValueSpace.whitened(fit_whitening(TensorStore(pixels), levels))
+        return ValueSpace.whitened(fit_whitening(as_store(pixels), levels))
     if norm == "published" and published is not None:
         return published
-    return ValueSpace(*pixel_statistics(TensorStore(pixels), levels))
+    return ValueSpace(*pixel_statistics(as_store(pixels), levels))
 
 
 def pixel_statistics(store: PixelStore, levels: int = 0) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -8,7 +8,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from dcf.data.store import PixelStore, TensorStore
 from dcf.data.tree import Tree
 from dcf.errors import DataError
 
@@ -27,8 +28,11 @@ __all__ = [
     "DecodeOptions",
     "Decoded",
     "ImageFacts",
+    "Seen",
+    "decode_blocks",
     "decode_image",
     "decode_tree",
+    "first_size",
     "sizes_text",
     "to_channels",
 ]
@@ -46,6 +50,8 @@ UNREADABLE = (
 GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L"})
 _ORIENTATION = 0x0112
 _CHUNK = 16
+#: Bytes of decoded images that are held at once on the way to a file.
+_BLOCK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -88,13 +94,13 @@ class Decoded:
     """The images of a tree.
 
     Attributes:
-        pixels: `(n, C, H, W)` uint8, of the files that could be read.
+        pixels: `(n, C, H, W)` uint8, of the files that could be read, in memory or in a file.
         kept: `(n,)` int64, their places in the tree's list.
         sizes: Files by `(height, width)`.
         corrupt: File and reason, of those that could not be read.
     """
 
-    pixels: Tensor
+    pixels: PixelStore
     kept: Tensor
     sizes: dict[tuple[int, int], int]
     corrupt: tuple[tuple[str, str], ...]
@@ -182,23 +188,87 @@ def decode_tree(tree: Tree, options: DecodeOptions) -> Decoded:
     Raises:
         DataError: When no file can be read, or no size was asked for and the files differ.
     """
-    size = options.size or _first_size(tree)
+    size = options.size or first_size(tree)
     canvas = np.zeros((len(tree.files), options.channels or 3, *size), np.uint8)
-    facts: list[ImageFacts | str] = []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for chunk in pool.map(lambda at: list(_fill(canvas, tree, at, options)), range(0, len(tree.files), _CHUNK)):
-            facts += chunk
-    readable = [f for f in facts if isinstance(f, ImageFacts)]
-    sizes = Counter(f.size for f in readable)
-    corrupt = tuple((name, f) for name, f in zip(tree.files, facts, strict=True) if isinstance(f, str))
-    if options.size is None and len(sizes) > 1:
-        raise DataError(f"images in '{tree.root}' differ in size: {sizes_text(sizes)}; pass size=..., such as size=64")
-    if options.channels is None and all(f.grey for f in readable):
+    seen = Seen()
+    _decode(canvas, tree, 0, options, seen)
+    seen.require_one_size(tree, options)
+    if options.channels is None and seen.all_grey:
         canvas = canvas[:, :1]
-    kept = torch.tensor([i for i, f in enumerate(facts) if isinstance(f, ImageFacts)], dtype=torch.int64)
     pixels = torch.from_numpy(canvas)
-    pixels = pixels[kept] if corrupt else pixels.contiguous()
-    return Decoded(pixels, kept, dict(sizes), corrupt)
+    pixels = pixels[seen.kept] if seen.corrupt else pixels.contiguous()
+    return Decoded(TensorStore(pixels), torch.tensor(seen.kept, dtype=torch.int64), seen.sizes, tuple(seen.corrupt))
+
+
+def decode_blocks(tree: Tree, options: DecodeOptions, seen: Seen) -> Iterator[Tensor]:
+    """The same images, a bounded number at a time, grey ones of `channels=None` with three equal channels.
+
+    Args:
+        tree: The files.
+        options: How they are decoded.
+        seen: Gets what was found in them.
+
+    Yields:
+        `(n, C, H, W)` uint8, of the files that could be read.
+
+    Raises:
+        DataError: As `decode_tree`.
+    """
+    size = options.size or first_size(tree)
+    channels = options.channels or 3
+    step = max(_CHUNK, _BLOCK // (channels * size[0] * size[1]))
+    for start in range(0, len(tree.files), step):
+        before = len(seen.kept)
+        canvas = np.zeros((min(step, len(tree.files) - start), channels, *size), np.uint8)
+        _decode(canvas, tree, start, options, seen)
+        rows = torch.tensor(seen.kept[before:], dtype=torch.int64) - start
+        yield torch.from_numpy(canvas) if len(rows) == len(canvas) else torch.from_numpy(canvas)[rows]
+    seen.require_one_size(tree, options)
+
+
+@dataclass
+class Seen:
+    """What was found in the files so far.
+
+    Attributes:
+        kept: Places in the tree's list of those that could be read.
+        sizes: Files by `(height, width)`.
+        corrupt: File and reason, of those that could not.
+        all_grey: Whether no file had colour.
+    """
+
+    kept: list[int] = field(default_factory=list)
+    sizes: dict[tuple[int, int], int] = field(default_factory=dict)
+    corrupt: list[tuple[str, str]] = field(default_factory=list)
+    all_grey: bool = True
+
+    def add(self, number: int, name: str, found: ImageFacts | str) -> None:
+        """Note a file."""
+        if isinstance(found, str):
+            self.corrupt.append((name, found))
+            return
+        self.kept.append(number)
+        self.sizes[found.size] = self.sizes.get(found.size, 0) + 1
+        self.all_grey = self.all_grey and found.grey
+
+    def require_one_size(self, tree: Tree, options: DecodeOptions) -> None:
+        """Refuse files of several sizes where none was asked for.
+
+        Raises:
+            DataError: With the sizes.
+        """
+        if options.size is None and len(self.sizes) > 1:
+            found = sizes_text(self.sizes)
+            raise DataError(f"images in '{tree.root}' differ in size: {found}; pass size=..., such as size=64")
+
+
+def _decode(canvas: Pixels, tree: Tree, start: int, options: DecodeOptions, seen: Seen) -> None:
+    """Decode files from `start` on into the rows of `canvas` `(n, C, H, W)`, in threads."""
+    chunks = range(0, len(canvas), _CHUNK)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = pool.map(lambda at: list(_fill(canvas[at : at + _CHUNK], tree, start + at, options)), chunks)
+        for number, facts in enumerate((facts for part in found for facts in part), start):
+            seen.add(number, tree.files[number], facts)
 
 
 def sizes_text(sizes: dict[tuple[int, int], int]) -> str:
@@ -208,20 +278,25 @@ def sizes_text(sizes: dict[tuple[int, int], int]) -> str:
     return text + (f" and {len(sizes) - len(common)} more" if len(sizes) > len(common) else "")
 
 
-def _fill(canvas: Pixels, tree: Tree, start: int, options: DecodeOptions) -> Iterator[ImageFacts | str]:
-    """Decode one chunk of files into its rows of `(N, C, H, W)`; gives facts, or why one cannot be read."""
-    for i in range(start, min(start + _CHUNK, len(tree.files))):
+def _fill(rows: Pixels, tree: Tree, start: int, options: DecodeOptions) -> Iterator[ImageFacts | str]:
+    """Decode files into `(n, C, H, W)`, the first of them number `start`; gives facts, or why one cannot be read."""
+    for i in range(len(rows)):
         try:
-            pixels, facts = decode_image(tree.root / tree.files[i], options)
+            pixels, facts = decode_image(tree.root / tree.files[start + i], options)
         except UNREADABLE as error:
             yield unreadable_text(error)
             continue
-        if pixels.shape[1:] == canvas.shape[2:]:
-            canvas[i] = pixels
+        if pixels.shape[1:] == rows.shape[2:]:
+            rows[i] = pixels
         yield facts
 
 
-def _first_size(tree: Tree) -> tuple[int, int]:
+def first_size(tree: Tree) -> tuple[int, int]:
+    """`(height, width)` of the first file that can be read.
+
+    Raises:
+        DataError: When there is none.
+    """
     for name in tree.files:
         try:
             return open_upright(tree.root / name)[1].size

@@ -32,7 +32,7 @@ class Folder(DatasetProvider):
     Config = FolderConfig
 
     name: ClassVar[str] = "folder"
-    places: ClassVar[frozenset[str]] = frozenset({"cache"})
+    places: ClassVar[frozenset[str]] = frozenset({"cache", "memory"})
 
     @property
     def path(self) -> Path:
@@ -60,7 +60,7 @@ class Folder(DatasetProvider):
         return real_data(*parts, train_tree.classes, space, self.id, source)
 
     def _decode(self, tree: Tree, options: DecodeOptions) -> LabelledPixels:
-        decoded = decoded_tree(tree, options, self.config.cache)
+        decoded = decoded_tree(tree, options, self.config.cache, self.config.memory)
         for name, reason in decoded.corrupt[:_LISTED]:
             log.warning("'%s' cannot be read (%s) and is left out", tree.root / name, reason)
         if len(decoded.corrupt) > _LISTED:
@@ -87,15 +87,12 @@ class Folder(DatasetProvider):
 
     def _split(self, data: LabelledPixels) -> tuple[LabelledPixels, LabelledPixels]:
         if self.config.split == 0:
-            return data, LabelledPixels(data.pixels[:0], data.labels[:0])
+            return data, data.select(torch.arange(0))
         try:
             kept, held = split_indices(data.labels, self.config.split, self.config.seed)
         except DataError as error:
             raise DataError(f"folder '{self.path}': {error}; add images or a test folder, or pass split=0") from None
-        return (
-            LabelledPixels(data.pixels[kept], data.labels[kept]),
-            LabelledPixels(data.pixels[held], data.labels[held]),
-        )
+        return data.select(kept), data.select(held)
 
 
 def split_indices(labels: torch.Tensor, fraction: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

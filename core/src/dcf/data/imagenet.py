@@ -65,7 +65,8 @@ class Photos(DatasetProvider):
 
     def _read(self, root: Path, ids: list[str]) -> LabelledPixels:
         options = DecodeOptions(parse_size(self.config.size), self.config.resize, 3)
-        return whole_images(class_tree(root, ids, self.name), options, self.config.cache, self.name)[0]
+        tree, config = class_tree(root, ids, self.name), self.config
+        return whole_images(tree, options, config.cache, self.name, config.memory)[0]
 
 
 class ImageNetSubset(Photos):
@@ -74,7 +75,7 @@ class ImageNetSubset(Photos):
     Config = ImageNetSubsetConfig
 
     name: ClassVar[str] = "imagenet-subset"
-    places: ClassVar[frozenset[str]] = frozenset({"root", "cache"})
+    places: ClassVar[frozenset[str]] = frozenset({"root", "cache", "memory"})
 
     def ids(self) -> list[str]:
         """Those of the subset, or the ones given."""
@@ -118,7 +119,7 @@ class Imagenette(Photos):
     Config = ImagenetteConfig
 
     name: ClassVar[str] = "imagenette"
-    places: ClassVar[frozenset[str]] = frozenset({"root", "cache", "download"})
+    places: ClassVar[frozenset[str]] = frozenset({"root", "cache", "memory", "download"})
     subset: ClassVar[str] = "nette"
     #: By version. Checksums are those that torchvision has.
     archives: ClassVar[Mapping[str, Archive]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -17,6 +17,7 @@ __all__ = [
     "ImageNet32Config",
     "ImageNetSubsetConfig",
     "ImagenetteConfig",
+    "Memory",
     "NormConfig",
     "NuisanceConfig",
     "PythonConfig",
@@ -30,6 +31,10 @@ Constants = Annotated[
     tuple[float, ...], Field(description="one value a channel, for pixels in [0, 1]; empty: as norm says")
 ]
 
+#: Where decoded images are; see `dcf.data.cache.decoded_tree`.
+Memory: TypeAlias = Literal["auto", "resident", "disk"]
+
+_MEMORY = "where decoded images are; auto: on disk if they would take more than half of what is free"
 _NORM = "value space: computed on train, plain pixels, or ZCA whitening"
 _PUBLISHED = "value space: constants of the literature, computed on train, plain pixels, or ZCA whitening"
 
@@ -44,6 +49,8 @@ class NormConfig(Config):
             raise ValueError(f"expected as many values in std as in mean, got {len(std)} and {len(mean)}")
         if any(not s > 0 for s in std):
             raise ValueError(f"expected positive values in std, got {list(std)}")
+        if getattr(self, "memory", "") == "disk" and not getattr(self, "cache", True):
+            raise ValueError("memory=disk takes the images from the cache; leave cache=false out")
         if mean and getattr(self, "norm", "") == "zca":
             raise ValueError("mean and std mean nothing with norm=zca, which is fitted to the images; leave them out")
         return self
@@ -108,6 +115,7 @@ class FolderConfig(NormConfig):
     mean: Constants = ()
     std: Constants = ()
     cache: bool = Field(True, description="keep the decoded images for the next start")
+    memory: Memory = Field("auto", description=_MEMORY)
 
 
 class PhotosConfig(NormConfig):
@@ -124,6 +132,7 @@ class PhotosConfig(NormConfig):
     mean: Constants = ()
     std: Constants = ()
     cache: bool = Field(True, description="keep the decoded images for the next start")
+    memory: Memory = Field("auto", description=_MEMORY)
 
 
 class ImagenetteConfig(PhotosConfig):
@@ -153,6 +162,7 @@ class TinyImageNetConfig(NormConfig):
     mean: Constants = ()
     std: Constants = ()
     cache: bool = Field(True, description="keep the decoded images for the next start")
+    memory: Memory = Field("auto", description=_MEMORY)
 
 
 class PythonConfig(NormConfig):

@@ -11,6 +11,7 @@ import torch
 from dcf.data.base import LabelledPixels
 from dcf.data.cache import decoded_tree
 from dcf.data.decode import Decoded, DecodeOptions
+from dcf.data.options import Memory
 from dcf.data.tree import Tree, list_classes
 from dcf.errors import DataError
 from dcf.space import ValueSpace
@@ -42,7 +43,9 @@ def class_tree(root: Path, ids: Sequence[str], name: str) -> Tree:
     return tree
 
 
-def whole_images(tree: Tree, options: DecodeOptions, cache: bool, name: str) -> tuple[LabelledPixels, Decoded]:
+def whole_images(
+    tree: Tree, options: DecodeOptions, cache: bool, name: str, memory: Memory = "auto"
+) -> tuple[LabelledPixels, Decoded]:
     """The images of a tree with their labels, and how they were found.
 
     Args:
@@ -50,11 +53,12 @@ def whole_images(tree: Tree, options: DecodeOptions, cache: bool, name: str) -> 
         options: How they are decoded.
         cache: Whether decoded images are kept for the next time.
         name: The dataset's name, for messages.
+        memory: Where the images are afterwards, as in `decoded_tree`.
 
     Raises:
         DataError: When any of them cannot be read: results on part of a published dataset are not comparable.
     """
-    decoded = decoded_tree(tree, options, cache)
+    decoded = decoded_tree(tree, options, cache, memory)
     if decoded.corrupt:
         file, why = decoded.corrupt[0]
         more = f", and {len(decoded.corrupt) - 1} others" if len(decoded.corrupt) > 1 else ""

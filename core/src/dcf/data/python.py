@@ -17,6 +17,7 @@ from torch import Tensor
 from dcf.data.base import DatasetProvider, LabelledPixels, real_data, value_space
 from dcf.data.options import PythonConfig
 from dcf.data.real import RealData
+from dcf.data.store import PixelStore, as_store
 from dcf.errors import DataError
 
 __all__ = ["Python"]
@@ -178,11 +179,10 @@ def _labels(labels: Any, what: str) -> Tensor:
 
 
 def _require_same_form(train: LabelledPixels, test: LabelledPixels, target: str) -> None:
-    if train.pixels.shape[1:] != test.pixels.shape[1:] or train.pixels.dtype != test.pixels.dtype:
-        raise DataError(
-            f"'{target}': train has {_form(train.pixels)}, test {_form(test.pixels)}; expected the same form"
-        )
-    if not len(train.pixels):
+    learn, judge = as_store(train.pixels), as_store(test.pixels)
+    if learn.shape[1:] != judge.shape[1:] or learn.dtype != judge.dtype:
+        raise DataError(f"'{target}': train has {_form(learn)}, test {_form(judge)}; expected the same form")
+    if not learn.shape[0]:
         raise DataError(f"train of '{target}' is empty")
 
 
@@ -198,7 +198,7 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, (Tensor, np.ndarray))
 
 
-def _form(tensor: Tensor) -> str:
+def _form(tensor: Tensor | PixelStore) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 

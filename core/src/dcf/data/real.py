@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dcf.data.sampling import draw_within_classes, stratified_split
-from dcf.data.store import PixelStore, TensorStore, digest
+from dcf.data.store import PixelStore, as_store, digest
 from dcf.data.whitened import WhitenedCopy
 from dcf.errors import DataError
 from dcf.space import ValueSpace
@@ -39,7 +39,7 @@ class Split:
     def __init__(
         self, pixels: Tensor | PixelStore, labels: Tensor, space: ValueSpace, classes: int, levels: int = 0
     ) -> None:
-        self.store: PixelStore = TensorStore(pixels) if isinstance(pixels, Tensor) else pixels
+        self.store: PixelStore = as_store(pixels)
         self.space = space
         self.levels = levels or (255 if self.store.dtype == torch.uint8 else 1)
         self.labels = labels.to(self.store.device, torch.int64)
@@ -60,6 +60,11 @@ class Split:
     def device(self) -> torch.device:
         """Where images and labels are."""
         return self.store.device
+
+    @property
+    def resident(self) -> bool:
+        """Whether images come from memory; else they are read from a file, and it pays to read ahead."""
+        return self.store.resident or self._copy is not None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -118,7 +123,7 @@ class Split:
     def select(self, index: Tensor) -> Split:
         """A split of its own with the images of these numbers `(n,)`."""
         labels = self.labels.index_select(0, index.to(self.device))
-        return Split(self.store.take(index), labels, self.space, len(self.counts), self.levels)
+        return Split(self.store.select(index), labels, self.space, len(self.counts), self.levels)
 
     def to(self, device: torch.device | str) -> Split:
         """The same split on another device."""
@@ -132,7 +137,11 @@ class Split:
         """Images `(n, C, H, W)` in float32 of the value space; a copy."""
         if self._copy is not None:
             return self._copy.take(index)
-        pixels = self.store.take(index).to(torch.float32, copy=True).div_(self.levels)
+        return self.encode(self.store.take(index))
+
+    def encode(self, stored: Tensor) -> Tensor:
+        """Stored values `(n, C, H, W)`, as the split's store gives them, in float32 of the value space; a copy."""
+        pixels = stored.to(torch.float32, copy=True).div_(self.levels)
         if self.space.whitening is not None:
             return self.space.encode(pixels)
         # In the order of `ToTensor` and `Normalize`.

@@ -1,4 +1,4 @@
-"""Where the pixels of a split lie. One tensor today; the interface leaves room for a memory map."""
+"""Where the pixels of a split lie: in one tensor, or in a file (`dcf.data.disk`)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["PixelStore", "TensorStore", "digest", "pieces"]
+__all__ = ["PixelStore", "TensorStore", "as_store", "digest", "pieces"]
 
 #: Bytes looked at in one piece when a whole store is read.
-_PIECE = 1 << 26
+_PIECE = 1 << 24
 
 
 class PixelStore(Protocol):
     """Images at rest, as stored values: nothing here knows of normalisation or classes."""
+
+    @property
+    def resident(self) -> bool:
+        """Whether they are in memory, so that reading ahead gains nothing."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -32,6 +36,9 @@ class PixelStore(Protocol):
 
     def take(self, index: Tensor | slice) -> Tensor:
         """The stored values `(n, C, H, W)` of image numbers `(n,)` or of a slice, on `device`."""
+
+    def select(self, index: Tensor) -> PixelStore:
+        """A store of its own with the images of these numbers `(n,)`."""
 
     def to(self, device: torch.device | str) -> PixelStore:
         """The same images on another device."""
@@ -49,6 +56,11 @@ class TensorStore:
             got = f"{tuple(pixels.shape)} {pixels.dtype}"
             raise ValueError(f"expected (N, C, H, W) pixels of uint8 or float32, got {got}")
         self.pixels = pixels.contiguous()
+
+    @property
+    def resident(self) -> bool:
+        """Always."""
+        return True
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -72,9 +84,18 @@ class TensorStore:
             return self.pixels[index]
         return self.pixels.index_select(0, index.to(self.device))
 
+    def select(self, index: Tensor) -> TensorStore:
+        """A copy of the images of these numbers `(n,)`."""
+        return TensorStore(self.take(index))
+
     def to(self, device: torch.device | str) -> TensorStore:
         """The same images on another device."""
         return TensorStore(self.pixels.to(device))
+
+
+def as_store(pixels: Tensor | PixelStore) -> PixelStore:
+    """A store of pixels `(N, C, H, W)`, or the store that was given."""
+    return TensorStore(pixels) if isinstance(pixels, Tensor) else pixels
 
 
 def pieces(store: PixelStore) -> Iterator[Tensor]:

@@ -13,6 +13,7 @@ from dcf.data.classes import class_numbers
 from dcf.data.derived import DerivedDataset
 from dcf.data.options import SubsetConfig
 from dcf.data.real import RealData, Split
+from dcf.data.store import PixelStore
 from dcf.errors import DataError
 from dcf.seeding import generator
 from dcf.space import ValueSpace
@@ -56,9 +57,9 @@ class Subset(DerivedDataset):
         index = images_to_keep(split, numbers, most, self.config.seed, part)
         labels = torch.full((len(split.counts),), -1, dtype=torch.int64)
         labels[list(numbers)] = torch.arange(len(numbers))
-        return LabelledPixels(split.store.take(index), labels[split.labels[index]])
+        return LabelledPixels(split.store.select(index), labels[split.labels[index]])
 
-    def _space(self, base: RealData, pixels: Tensor) -> ValueSpace:
+    def _space(self, base: RealData, pixels: Tensor | PixelStore) -> ValueSpace:
         if self.config.norm == "base":
             return base.spec.space
         return value_space(pixels, self.config.norm, levels=base.train.levels)

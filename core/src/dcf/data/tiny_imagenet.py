@@ -41,7 +41,7 @@ class TinyImageNet(DatasetProvider):
     Config = TinyImageNetConfig
 
     name: ClassVar[str] = "tiny-imagenet"
-    places: ClassVar[frozenset[str]] = frozenset({"root", "cache", "download"})
+    places: ClassVar[frozenset[str]] = frozenset({"root", "cache", "memory", "download"})
     archive: ClassVar[Archive] = Archive(
         "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de", "tiny-imagenet-200"
     )
@@ -77,7 +77,9 @@ class TinyImageNet(DatasetProvider):
         return inside
 
     def _read(self, tree: Tree) -> LabelledPixels:
-        images, found = whole_images(tree, DecodeOptions(_SIZE, "crop", 3), self.config.cache, self.name)
+        images, found = whole_images(
+            tree, DecodeOptions(_SIZE, "crop", 3), self.config.cache, self.name, self.config.memory
+        )
         if set(found.sizes) != {_SIZE}:
             raise DataError(f"{self.name}: expected images of 64x64 in '{tree.root}', got {sizes_text(found.sizes)}")
         return images

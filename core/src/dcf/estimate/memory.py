@@ -68,7 +68,19 @@ class Machine:
         except OSError:
             return None
         known = _field(meminfo, "MemAvailable")
-        return min([*rooms, *([] if known is None else [known])], default=None)
+        return min([*rooms, *_limits(self.root), *([] if known is None else [known])], default=None)
+
+
+def _limits(root: Path) -> Iterator[int]:
+    """Bytes that the limits of this process itself (`ulimit -v`, `ulimit -d`) leave it."""
+    try:
+        status = (root / "proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return
+    for limit, name in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+        most, used = resource.getrlimit(limit)[0], _field(status, name)
+        if most != resource.RLIM_INFINITY and used is not None:
+            yield max(0, most - used)
 
 
 def _limited_groups(root: Path) -> Iterator[tuple[Path, str, str]]:
