@@ -18,9 +18,10 @@ from dcf.compiled import _kernels, _rules
 from dcf.compiled._lower import Lowered
 from dcf.compiled._rules import Kind, multiplications, worthwhile
 from dcf.data.real import Split
-from dcf.matching import class_embedding_means, class_gradients
+from dcf.matching import class_embedding_means, class_gradients, gradient_distance
 from dcf.networks.base import NetworkState
 from dcf.networks.convnet import ConvNetFactory
+from dcf.networks.layers import Pool
 from dcf.networks.options import ConvNetConfig
 from dcf.seeding import generator
 from dcf.testing import fake_spec
@@ -58,7 +59,7 @@ def uncompiled(anywhere, monkeypatch):
 @pytest.fixture
 def exact(uncompiled, monkeypatch):
     """Kernels that round nothing, so that what is around them can be held to fp32."""
-    monkeypatch.setattr(_kernels, "Lowered", contextlib.nullcontext)
+    monkeypatch.setattr(_kernels, "Lowered", lambda rounded: contextlib.nullcontext())
 
 
 # --- whether there is one ---------------------------------------------------------------------------
@@ -187,12 +188,44 @@ def close(found, wanted, tolerance=0.05):
     return float(apart / torch.cat([b.detach().flatten() for b in wanted]).norm()) < tolerance
 
 
-@pytest.mark.parametrize("groups", [1, 2, 4])
-def test_plain_group_norm_is_the_librarys(groups):
-    x, weight, bias = torch.randn(3, 4, 5, 5, dtype=torch.float64), torch.rand(4).double(), torch.rand(4).double()
+@pytest.mark.parametrize("relu", [torch.relu, F.relu, nn.ReLU(), torch.Tensor.relu])
+def test_relus_are_products_with_a_mask_of_numbers(relu):
+    x = torch.tensor([-2.0, 0.0, 3.0, float("nan")], requires_grad=True)
+
+    def both(x):
+        found = relu(x)
+        return (found, *torch.autograd.grad(found[:3].square().sum(), [x]))
+
     with Lowered():
-        found = F.group_norm(x, groups, weight, bias, 1e-5)
-    assert torch.allclose(found, F.group_norm(x, groups, weight, bias, 1e-5), atol=1e-12)
+        found = both(x)
+        graph = make_fx(both)(x).graph
+    for a, b in zip(found, both(x), strict=True):
+        assert torch.equal(a.nan_to_num(-1), b.nan_to_num(-1))
+    assert not any("relu" in str(node.target) or "threshold" in str(node.target) for node in graph.nodes)
+
+
+def test_with_strict_precision_nothing_is_rounded():
+    x, weight, bias = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), torch.randn(4)
+
+    def gradient():
+        leaf = x.clone().requires_grad_()
+        found = F.conv2d(leaf, weight, bias, padding=1)
+        return [found.detach(), *torch.autograd.grad(found.square().sum(), leaf)]
+
+    wanted = gradient()
+    with Lowered("none"):
+        assert all(close([a], [b], 1e-6) for a, b in zip(gradient(), wanted, strict=True))
+    with Lowered("derivatives"):
+        value, derivative = gradient()
+    assert close([value], [wanted[0]], 1e-6)
+    assert not close([derivative], [wanted[1]], 1e-4)
+
+
+def test_pooling_is_the_mean_of_four():
+    x = torch.randn(2, 3, 4, 6, dtype=torch.float64)
+    with Lowered():
+        found = Pool("avg")(x)
+    assert torch.allclose(found, F.avg_pool2d(x, 2), atol=1e-12)
 
 
 def test_only_convolutions_are_rounded():
@@ -239,11 +272,53 @@ def test_training_and_matching_use_kernels_and_agree(exact, soft):
     assert all(_kernels._MADE.values())
 
 
-def test_what_is_differentiated_further_is_computed_the_plain_way(uncompiled):
-    x = torch.stack([images(6, c) for c in range(3)]).requires_grad_()
+def matched(net, x, y, wanted):
+    """What matching needs: the gradients of some images, and what a distance of them comes to in images and labels."""
+    leaves = [x.clone().requires_grad_(), y.clone().requires_grad_(y.is_floating_point())]
+    found = class_gradients(net, *leaves, create_graph=True)
+    loss = gradient_distance(found, wanted).sum()
+    return [g.detach() for g in found], torch.autograd.grad(loss, [t for t in leaves if t.requires_grad])
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_gradients_that_are_differentiated_further_have_a_kernel(exact, soft):
+    net, x = net_of(), torch.stack([images(6, c) for c in range(3)])
+    y = torch.arange(3)[:, None].expand(-1, 6)
+    y = F.one_hot(y, 3) * 0.8 + 0.1 if soft else y
+    target = class_gradients(net, torch.stack([images(8, c) for c in range(3)]), torch.arange(3)[:, None].expand(-1, 8))
+    wanted = matched(net, x, y, target)
     with compiled.allowed("default", CPU):
-        class_gradients(net_of(), x, torch.arange(3)[:, None].expand(-1, 6), create_graph=True)
+        found = matched(net, x, y, target)
+    assert [key[0] for key, kernel in _kernels._MADE.items() if kernel] == [Kind.MATCHED]
+    for some, others in zip(found, wanted, strict=True):
+        for a, b in zip(some, others, strict=True):
+            assert close([a], [b], 1e-4)
+
+
+def test_without_images_to_learn_gradients_are_computed_the_plain_way(uncompiled):
+    y = torch.full((1, 6, 3), 1 / 3, requires_grad=True)
+    with compiled.allowed("default", CPU):
+        found = class_gradients(net_of(), images(6)[None], y, create_graph=True)
     assert _kernels._MADE == {}
+    assert torch.autograd.grad(found[0].sum(), y)[0].isfinite().all()
+
+
+def test_images_are_differentiated_through_a_forward_pass_that_is_not_rounded(uncompiled, monkeypatch):
+    """Else ReLUs near their kinks flip, which turns the gradient by much more than rounding does."""
+    net, x, y = net_of(), images(16)[None], torch.zeros(1, 16, dtype=torch.long)
+    target = class_gradients(net, images(16, "real")[None], y)
+    _, (wanted,) = matched(net, x, y, target)
+
+    def error():
+        monkeypatch.setattr(_kernels, "_MADE", {})
+        with compiled.allowed("default", CPU):
+            _, (found,) = matched(net, x, y, target)
+        return float((found - wanted).norm() / wanted.norm())
+
+    careful = error()
+    monkeypatch.setattr(Kind, "rounded", lambda kind, strict: "all")
+    assert 1e-5 < careful < 0.01, "derivatives of convolutions are rounded"
+    assert error() > 3 * careful
 
 
 def test_embeddings_of_images_that_are_learned_have_a_kernel_with_the_images_gradient(exact):
@@ -331,9 +406,11 @@ def test_batches_of_a_split_decide_alike(monkeypatch, uncompiled):
     assert sizes == [(8, 3)] * 3
 
 
-@pytest.mark.parametrize("mode", ["adjoint", "tesla"])
-@pytest.mark.parametrize("momentum", [0.0, 0.5])
-def test_unrolled_training_with_kernels_has_the_gradients(exact, mode, momentum):
+@pytest.mark.parametrize(
+    ("precision", "mode", "momentum"),
+    [("default", "adjoint", 0.0), ("default", "adjoint", 0.5), ("default", "tesla", 0.5), ("strict", "adjoint", 0.5)],
+)
+def test_unrolled_training_with_kernels_has_the_gradients(exact, precision, mode, momentum):
     def gradients():
         net, x = net_of(), images(6).requires_grad_()
         y = (F.one_hot(torch.arange(6) % 3, 3) * 0.8 + 0.1).requires_grad_()
@@ -348,9 +425,11 @@ def test_unrolled_training_with_kernels_has_the_gradients(exact, mode, momentum)
         return [x.grad, y.grad, lr.grad]
 
     wanted = gradients()
-    with compiled.allowed("default", CPU):
+    with compiled.allowed(precision, CPU), compiled.noticed() as used:
         found = gradients()
-    assert {key[0] for key in _kernels._MADE} == {Kind.GRADIENT, Kind.PRODUCTS}
+    rounded = "derivatives" if precision == "default" else "none"
+    assert {key[:2] for key in _kernels._MADE} == {(Kind.STEP, rounded), (Kind.PRODUCTS, rounded)}
+    assert used.kernels is (precision == "default"), "in fp32 nothing is to be told"
     for a, b in zip(found, wanted, strict=True):
         assert close([a], [b], 1e-4)
 

@@ -54,7 +54,8 @@ def class_gradients(
         net: The network at its present weights.
         images: `(c, B, C, H, W)`, c classes with B images each, in the dataset's value space.
         labels: `(c, B)` class indices, or `(c, B, K)` probabilities.
-        create_graph: Whether the result shall be differentiable with respect to `images` and `labels`.
+        create_graph: Whether the result shall be differentiable with respect to `images` and `labels`; once, where a
+            kernel computes it, and not in the weights.
         strategy: How to compute a chunk; "auto" picks for the device and size.
 
     Returns:
@@ -76,14 +77,19 @@ def _looped(net: NetworkState, images: Tensor, labels: Tensor, create_graph: boo
     weights = net.parameters()
     each = []
     for x, y in zip(images, labels, strict=True):
-        kernel = None if create_graph else compiled.loss_gradients(net, x, y, calls=len(images))
-        if kernel is not None:
-            each.append(kernel.gradients)
-            continue
-        loss = cross_entropy(net(x), y)
-        found = torch.autograd.grad(loss, weights, create_graph=create_graph, materialize_grads=True)
-        each.append(list(found))
+        found = _in_kernel(net, x, y, create_graph, calls=len(images))
+        if found is None:
+            loss = cross_entropy(net(x), y)
+            found = list(torch.autograd.grad(loss, weights, create_graph=create_graph, materialize_grads=True))
+        each.append(found)
     return [torch.stack(parts) for parts in zip(*each, strict=True)]
+
+
+def _in_kernel(net: NetworkState, x: Tensor, y: Tensor, create_graph: bool, calls: int) -> list[Tensor] | None:
+    if create_graph:
+        return compiled.matched_gradients(net, x, y, calls)
+    kernel = compiled.loss_gradients(net, x, y, calls)
+    return None if kernel is None else kernel.gradients
 
 
 def _vmapped(net: NetworkState, images: Tensor, labels: Tensor, create_graph: bool) -> list[Tensor]:

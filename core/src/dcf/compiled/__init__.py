@@ -1,11 +1,13 @@
 """Compiled kernels: the parts of a run that take the time, made ahead for a network and a size of batch.
 
 A kernel computes convolutions in bf16 on the units that the processor has for products of matrices, everything else in
-fp32, and fuses what lies between them. Kernels are for gradients and embeddings of real images, for training and
-testing, and for steps of unrolled training. Every function here returns None where no kernel is to be had, and the
-caller computes the plain way:
+fp32, and fuses what lies between them. Where synthetic images are differentiated, the convolutions of the forward pass
+are in fp32, too. Kernels are for gradients and embeddings of real and synthetic images, for training and testing, and
+for steps of unrolled training. Every function here returns None where no kernel is to be had, and the caller computes
+the plain way:
 
-* with `--precision strict`, on a GPU, or on a processor without bf16 matrix units (AMX);
+* on a GPU, or on a processor without bf16 matrix units (AMX);
+* with `--precision strict`, but for unrolled training, whose kernels then compute in fp32 alone;
 * where compiling takes longer than it saves: that is decided by counting operations, never by the clock, so that a run
   that is resumed decides the same;
 * for networks that have state, draw random numbers, or do not compile; this is said once.
@@ -38,20 +40,21 @@ __all__ = [
     "expected",
     "gradient_products",
     "loss_gradients",
+    "matched_gradients",
     "noticed",
     "weight_gradients",
 ]
 
 log = logging.getLogger(__name__)
 
-_ALLOWED: ContextVar[bool] = ContextVar("allowed", default=False)
+_ALLOWED: ContextVar[Literal["default", "strict"] | None] = ContextVar("allowed", default=None)
 _TIMES: ContextVar[int] = ContextVar("times", default=1)
 _USAGE: ContextVar[tuple[Usage, ...]] = ContextVar("usage", default=())
 
 
 @dataclass
 class Usage:
-    """Whether a kernel computed anything: what was computed then is not what fp32 gives."""
+    """Whether a kernel with bf16 in it computed anything: what was computed then is not what fp32 gives."""
 
     kernels: bool = False
 
@@ -88,7 +91,7 @@ def allowed(precision: Literal["default", "strict"], device: torch.device) -> It
         precision: Of the run.
         device: Where it computes.
     """
-    token = _ALLOWED.set(precision == "default" and device.type == "cpu")
+    token = _ALLOWED.set(precision if device.type == "cpu" else None)
     try:
         yield
     finally:
@@ -173,13 +176,33 @@ def loss_gradients(net: NetworkState, images: Tensor, labels: Tensor, calls: int
     return None if found is None else LossGradients(found[0], found[1], found[2:])
 
 
+def matched_gradients(net: NetworkState, images: Tensor, labels: Tensor, calls: int = 1) -> list[Tensor] | None:
+    """The gradient of a batch's mean cross-entropy, differentiable in images and labels; None: the plain way.
+
+    Args:
+        net: The network at its present weights, which are constants here.
+        images: `(N, C, H, W)`, which must require gradients.
+        labels: `(N,)` class indices or `(N, K)` probabilities.
+        calls: How often the caller asks in what `expected` counts.
+
+    Returns:
+        One tensor for each weight, in order of `net.params`; differentiable once.
+    """
+    if not (torch.is_grad_enabled() and images.requires_grad) or not _wanted(Kind.MATCHED, net, images, calls):
+        return None
+    return _computed(Kind.MATCHED, net, [images, labels], net.parameters())
+
+
 def weight_gradients(
     net: NetworkState, weights: Sequence[Tensor], images: Tensor, labels: Tensor, calls: int = 1
 ) -> list[Tensor] | None:
-    """As `loss_gradients`, at weights that are given, in order of `net.params`; the gradients alone."""
-    if not _wanted(Kind.GRADIENT, net, images, calls):
+    """The gradients of a step of unrolled training, at weights that are given, in order of `net.params`.
+
+    As `loss_gradients`, but with a forward pass that agrees with that of `gradient_products`.
+    """
+    if not _wanted(Kind.STEP, net, images, calls):
         return None
-    found = _computed(Kind.GRADIENT, net, [images.detach(), labels.detach()], weights)
+    found = _computed(Kind.STEP, net, [images.detach(), labels.detach()], weights)
     return None if found is None else found[2:]
 
 
@@ -214,15 +237,19 @@ def gradient_products(
 def _computed(
     kind: Kind, net: NetworkState, inputs: Sequence[Tensor], weights: Sequence[Tensor]
 ) -> list[Tensor] | None:
-    found = kernel_for(kind, net, inputs, weights)
-    if found is not None:
+    rounded = kind.rounded(_ALLOWED.get() == "strict")
+    found = None if rounded is None else kernel_for(kind, rounded, net, inputs, weights)
+    if found is not None and rounded != "none":
         for usage in _USAGE.get():
             usage.kernels = True
     return found
 
 
 def _wanted(kind: Kind, net: NetworkState, images: Tensor, calls: int) -> bool:
-    if not _ALLOWED.get() or images.dtype != torch.float32 or not worthwhile(kind, net, images, calls * _TIMES.get()):
+    precision = _ALLOWED.get()
+    if precision is None or kind.rounded(precision == "strict") is None or images.dtype != torch.float32:
+        return False
+    if not worthwhile(kind, net, images, calls * _TIMES.get()):
         return False
     if not processor_suits():
         _tell_of_processor()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
-from dcf.compiled._lower import Lowered
+from dcf.compiled._lower import Lowered, Rounded
 from dcf.compiled._rules import Kind
 from dcf.data.cache import cache_dir
 from dcf.networks.base import NetworkState
@@ -33,29 +33,33 @@ _MADE: dict[Hashable, Kernel | None] = {}
 _DIFFERENCE: Final = 0.3
 
 
-def kernel_for(kind: Kind, net: NetworkState, data: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor] | None:
+def kernel_for(
+    kind: Kind, rounded: Rounded, net: NetworkState, data: Sequence[Tensor], weights: Sequence[Tensor]
+) -> list[Tensor] | None:
     """What a kernel makes of data and weights, made now if there is none yet; None where none can be made.
 
     Args:
         kind: Of the kernel.
+        rounded: Which convolutions are in bf16.
         net: The network, which must know what it was made from.
         data: Images first, then labels, then cotangents, as `kind` needs them.
         weights: In order of `net.params`; constants.
 
     Returns:
-        The results, constants; those of `Kind.FEATURES` are differentiable in the images.
+        The results; constants, but for the kinds that are differentiable in images and labels.
     """
     if net.origin is None or net.buffers:
         return None
-    key = (kind, net.origin, net.module.training, tuple((t.shape, t.dtype) for t in data))
+    shapes = tuple((t.shape, t.dtype, kind.differentiable and t.requires_grad) for t in data)
+    key = (kind, rounded, net.origin, net.module.training, shapes)
     inputs = [*data, *(w.detach() for w in weights)]
     if key not in _MADE:
-        _MADE[key] = _make(kind, net, len(data), inputs)
+        _MADE[key] = _make(kind, rounded, net, len(data), inputs)
     kernel = _MADE[key]
     return None if kernel is None else list(kernel(*inputs))
 
 
-def _make(kind: Kind, net: NetworkState, data: int, inputs: list[Tensor]) -> Kernel | None:
+def _make(kind: Kind, rounded: Rounded, net: NetworkState, data: int, inputs: list[Tensor]) -> Kernel | None:
     if any(isinstance(m, nn.modules.dropout._DropoutNd) for m in net.module.modules()):
         return None
     plain = _FUNCTIONS[kind](net, data)
@@ -63,8 +67,8 @@ def _make(kind: Kind, net: NetworkState, data: int, inputs: list[Tensor]) -> Ker
     log.info("compiling a kernel for %d images of %s, once", len(inputs[0]), tuple(inputs[0].shape[1:]))
     try:
         with _quiet():
-            kernel = _compiled(plain, inputs, differentiable=kind is Kind.FEATURES)
-            results = _with_image_gradient if kind is Kind.FEATURES else _results
+            kernel = _compiled(plain, inputs, rounded, kind.differentiable)
+            results = _with_image_gradient if kind.differentiable else _results
             found, wanted = results(kernel, inputs), results(plain, inputs)
     except Exception as problem:  # compilers fail in many ways, and a run can do without
         reason = (str(problem).strip().splitlines() or [""])[0][:120]
@@ -78,9 +82,9 @@ def _make(kind: Kind, net: NetworkState, data: int, inputs: list[Tensor]) -> Ker
     return kernel
 
 
-def _compiled(plain: Kernel, inputs: list[Tensor], differentiable: bool) -> Kernel:
+def _compiled(plain: Kernel, inputs: list[Tensor], rounded: Rounded, differentiable: bool) -> Kernel:
     def lowered(*tensors: Tensor) -> tuple[Tensor, ...]:
-        with Lowered():
+        with Lowered(rounded):
             return plain(*tensors)
 
     graph = make_fx(lowered)(*_leaves(inputs))
@@ -100,11 +104,12 @@ def _results(function: Kernel, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _with_image_gradient(function: Kernel, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The results, and the gradient in the images of half the squares of the first."""
+    """The results, and the gradient in the images of half their squares."""
     images = inputs[0].detach().requires_grad_()
+    rest = [t.detach().requires_grad_(t.requires_grad) for t in inputs[1:]]
     with torch.enable_grad():
-        found = function(images, *(t.detach() for t in inputs[1:]))
-        return (*found, *torch.autograd.grad(found[0].square().sum() / 2, [images]))
+        found = function(images, *rest)
+        return (*found, *torch.autograd.grad(torch.stack([t.square().sum() for t in found]).sum() / 2, [images]))
 
 
 def _leaves(inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -165,6 +170,16 @@ def _gradient(net: NetworkState, data: int) -> Kernel:
     return gradient
 
 
+def _matched(net: NetworkState, data: int) -> Kernel:
+    def matched(x: Tensor, y: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        leaves = [w if w.requires_grad else w.detach().requires_grad_() for w in weights]
+        with torch.enable_grad():
+            loss = F.cross_entropy(net(x, dict(zip(net.params, leaves, strict=True))), y)
+            return tuple(torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True))
+
+    return matched
+
+
 def _products(net: NetworkState, data: int) -> Kernel:
     def products(x: Tensor, y: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         cotangent, weights = rest[: data - 2], rest[data - 2 :]
@@ -184,5 +199,7 @@ _FUNCTIONS: Final[dict[Kind, Callable[[NetworkState, int], Any]]] = {
     Kind.CLASSIFY: _logits,
     Kind.FEATURES: _features,
     Kind.GRADIENT: _gradient,
+    Kind.MATCHED: _matched,
+    Kind.STEP: _gradient,
     Kind.PRODUCTS: _products,
 }

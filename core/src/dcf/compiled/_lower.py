@@ -3,31 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Lowered"]
+from dcf.networks.layers import mean_of_four
+
+__all__ = ["Lowered", "Rounded"]
+
+#: Which convolutions are computed in bf16; the others are in fp32.
+Rounded: TypeAlias = Literal["all", "derivatives", "none"]
+
+#: What is replaced by a product with a mask.
+_RELUS: Final = (torch.relu, F.relu, Tensor.relu)
 
 
 class Lowered(TorchFunctionMode):
-    """Within it, convolutions are computed in bf16 with channels last, and group norms in plain operations.
+    """Within it, convolutions are computed with channels last, most of them in bf16, and the rest in what fuses.
 
-    What goes into a convolution is rounded to bf16 (8 bits of precision), products are summed in fp32, what comes out
-    is rounded once more and is fp32 again. Plain operations can be fused with what surrounds them; the library's group
-    norm cannot.
+    What goes into a convolution in bf16 is rounded to it (8 bits of precision), products are summed in fp32, what
+    comes out is rounded once more and is fp32 again.
+
+    Args:
+        rounded: "derivatives": convolutions of the forward pass are in fp32, so that no ReLU takes a pixel for one on
+            the other side of its kink; the derivatives of convolutions, of any order, are in bf16. Such a flip turns
+            a gradient by far more than the rounding of its own convolutions does. "none": nothing is in bf16.
     """
+
+    def __init__(self, rounded: Rounded = "all") -> None:
+        super().__init__()
+        self.convolution = _CONVOLUTIONS[rounded]
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Replace the two functions; everything else passes."""
+        """Replace convolutions, ReLUs and pooling; everything else passes."""
         if func is torch.conv2d:
-            return _convolution(*args, **(kwargs or {}))
-        if func is torch.group_norm:
-            return _group_norm(*args[:5])
+            return self.convolution(*args, **(kwargs or {}))
+        if func in _RELUS:
+            return _relu(args[0])
+        if func is mean_of_four:
+            return _mean_of_four(args[0])
         return func(*args, **(kwargs or {}))
 
 
@@ -41,12 +60,30 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: A
     return found + bias[:, None, None] if bias is not None and apart else found
 
 
-def _group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """`(N, C, ...)`, normalised over each group of channels and all pixels of one image."""
-    n, channels = x.shape[:2]
-    grouped = x.reshape(n, groups, channels // groups, *x.shape[2:])
-    variance, mean = torch.var_mean(grouped, tuple(range(2, grouped.ndim)), correction=0, keepdim=True)
-    found = ((grouped - mean) * torch.rsqrt(variance + eps)).reshape(x.shape)
-    shape = (1, channels) + (1,) * (x.ndim - 2)
-    found = found if weight is None else found * weight.view(shape)
-    return found if bias is None else found + bias.view(shape)
+def _forward_in_fp32(x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **options: Any) -> Tensor:
+    """The value of one convolution with the derivatives of another."""
+    low = _convolution(x, weight, bias, *rest, **options)
+    full = _in_fp32(x.detach(), weight.detach(), None if bias is None else bias.detach(), *rest, **options)
+    return low + (full - low.detach())
+
+
+def _in_fp32(x: Tensor, weight: Tensor, *rest: Any, **options: Any) -> Tensor:
+    x, weight = (t.to(memory_format=torch.channels_last) for t in (x, weight))
+    return torch.conv2d(x, weight, *rest, **options)
+
+
+_CONVOLUTIONS: Final[dict[Rounded, Callable[..., Tensor]]] = {
+    "all": _convolution,
+    "derivatives": _forward_in_fp32,
+    "none": _in_fp32,
+}
+
+
+def _relu(x: Tensor) -> Tensor:
+    # A mask of booleans takes the compiler's loops ten times as long to store as one of numbers.
+    return x * (x.detach() > 0).to(x.dtype)
+
+
+def _mean_of_four(x: Tensor) -> Tensor:
+    *lead, height, width = x.shape
+    return x.reshape(*lead, height // 2, 2, width // 2, 2).sum((-3, -1)) * 0.25

@@ -11,6 +11,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from dcf.compiled._lower import Rounded
 from dcf.networks.base import NetworkState
 
 __all__ = ["Kind", "multiplications", "processor_suits", "worthwhile"]
@@ -19,15 +20,18 @@ __all__ = ["Kind", "multiplications", "processor_suits", "worthwhile"]
 class Kind(Enum):
     """What a kernel computes: its passes through the network, and the multiplications from which it pays.
 
-    The least number is about what a core does in the time that compiling takes (10, 10, 30, 40 and 60 seconds), as
-    measured on a Xeon with AMX: 80 GFLOP/s.
+    The least number is about what a core does in the time that compiling takes (10 to 60 seconds), as measured on a
+    Xeon with AMX: 80 GFLOP/s. The last word says which convolutions are in bf16: those of a forward pass that images
+    are differentiated through are not, see `dcf.compiled._lower.Lowered`.
     """
 
-    EMBED = ("embeddings", 1, 0.4e12)
-    CLASSIFY = ("logits", 1, 0.4e12)
-    FEATURES = ("differentiable embeddings", 3, 1.2e12)
-    GRADIENT = ("gradient", 3, 1.6e12)
-    PRODUCTS = ("products", 9, 2.4e12)
+    EMBED = ("embeddings", 1, 0.4e12, "all")
+    CLASSIFY = ("logits", 1, 0.4e12, "all")
+    FEATURES = ("differentiable embeddings", 3, 1.2e12, "derivatives")
+    GRADIENT = ("gradient", 3, 1.6e12, "all")
+    MATCHED = ("differentiable gradient", 9, 2.4e12, "derivatives")
+    STEP = ("gradient of a step", 3, 1.6e12, "derivatives")
+    PRODUCTS = ("products", 9, 2.4e12, "derivatives")
 
     @property
     def passes(self) -> int:
@@ -38,6 +42,21 @@ class Kind(Enum):
     def least(self) -> float:
         """Multiplications in all from which it is made."""
         return self.value[2]
+
+    def rounded(self, strict: bool) -> Rounded | None:
+        """Which convolutions are in bf16; None where there is no such kernel.
+
+        With strict precision that is none of them, and there are kernels for unrolled training alone: elsewhere they
+        were no faster than the plain way.
+        """
+        if strict:
+            return "none" if self in (Kind.STEP, Kind.PRODUCTS) else None
+        return "all" if self.value[3] == "all" else "derivatives"
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether its results can be differentiated, in the images and labels."""
+        return self in (Kind.FEATURES, Kind.MATCHED)
 
 
 @functools.cache
