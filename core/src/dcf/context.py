@@ -17,6 +17,7 @@ from dcf.errors import Stopped, UsageError
 from dcf.networks.base import NetworkFactory, NetworkState
 from dcf.parameterization import Parameterization
 from dcf.seeding import generator, seed_for
+from dcf.sending import send
 from dcf.training import sgd_epochs
 from dcf.types import DataSpec
 
@@ -185,7 +186,7 @@ class Context:
             group[i : i + self.class_chunk] for group in groups.values() for i in range(0, len(group), self.class_chunk)
         ]
         for number, part in enumerate(parts, 1):
-            yield Chunk(self._classes(part), number == len(parts))
+            yield Chunk(self.classes(part), number == len(parts))
 
     def all_classes(self) -> Chunk:
         """Every class as one chunk, for what must see them together.
@@ -200,20 +201,29 @@ class Context:
                 f"got from {min(counts)} to {max(counts)} a class\n"
                 "  use another parameterization, or a network without batch norm if that is why it needs them together"
             )
-        return Chunk(self._classes(range(self.spec.num_classes)), True)
+        return Chunk(self.classes(range(self.spec.num_classes)), True)
 
     def numbers(self, classes: Tensor) -> list[int]:
         """Class indices `(c,)` as integers; of a chunk that this context gave, without waiting for the device."""
         known = self._chunked.get(id(classes))
         return classes.tolist() if known is None else list(known[0])
 
-    def _classes(self, numbers: Sequence[int]) -> Tensor:
-        """`(c,)` on the device; the same tensor each time, so that nothing is sent there in every step."""
+    def classes(self, numbers: Sequence[int]) -> Tensor:
+        """Class indices `(c,)` on the device; the same tensor each time, so that nothing is sent in every step."""
         key = tuple(numbers)
         if key not in self._at:
-            self._at[key] = torch.tensor(key, device=self.device)
+            self._at[key] = send(torch.tensor(key, dtype=torch.int64), self.device)
             self._chunked[id(self._at[key])] = key, self._at[key]
         return self._at[key]
+
+    def part(self, classes: Tensor, which: slice) -> Tensor:
+        """Some of the classes of a chunk, as `classes[which]`, such that `numbers` need not wait for these either."""
+        return self.classes(self.numbers(classes)[which])
+
+    @property
+    def classes_with_images(self) -> int:
+        """How many classes have synthetic images, over all processes."""
+        return sum(len(views) > 0 for views in self._views)
 
     def labels(self, classes: Tensor, n: int) -> Tensor:
         """`(c, n)` class indices for n images of each class."""

@@ -259,12 +259,11 @@ class Engine:
         """Whether each loss is at most its limit, and everything finite; the same answer in every process."""
         if all(step.limit is None for step in steps):
             return True
-        losses = [(0.0 if s.loss is None else float(s.loss.detach()), s.limit) for s in steps]
-        good = all(math.isfinite(loss) and (limit is None or loss <= limit) for loss, limit in losses)
-        good = good and bool(
-            torch.stack([torch.isfinite(t.grad).all() for t in self.watch if t.grad is not None]).all()
-        )
-        return not self.world.any(not good)
+        asked = [torch.isfinite(t.grad).all() for t in self.watch if t.grad is not None]
+        for loss, limit in ((step.loss.detach(), step.limit) for step in steps if step.loss is not None):
+            asked += [torch.isfinite(loss), loss <= (math.inf if limit is None else limit)]
+        # Read once: each answer that is asked for alone would hold up a GPU.
+        return not self.world.any(not bool(torch.stack(asked).all()))
 
     def _steps(self, ctx: Context, it: int) -> Iterator[Step]:
         for step in self.matcher.outer(ctx, it):

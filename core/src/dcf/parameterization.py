@@ -14,6 +14,7 @@ from dcf.auxiliary import AuxiliaryObjective
 from dcf.config import Config as BaseConfig
 from dcf.errors import BudgetError, UsageError
 from dcf.items import rows_of_items
+from dcf.sending import send
 from dcf.types import Batch, DataSpec, ParamGroup
 
 if TYPE_CHECKING:
@@ -290,7 +291,7 @@ class Parameterization(nn.Module):
 
         What an epoch leaves out, others visit: each view has the same chance.
         """
-        return torch.randperm(len(self.view_class), generator=generator).to(self.item_class.device)
+        return send(torch.randperm(len(self.view_class), generator=generator), self.item_class.device)
 
     def inner_epoch(self, generator: torch.Generator, batch: int) -> Tensor:
         """The same for the training inside a matcher's iteration; overridden where that differs from evaluation.

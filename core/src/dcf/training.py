@@ -22,6 +22,7 @@ from dcf.augmenter import Augmenter
 from dcf.errors import UsageError
 from dcf.networks.base import NetworkState
 from dcf.schedule import Schedule
+from dcf.sending import send
 from dcf.types import Batch
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def random_augmentation(
 
 def shuffled(n: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Order:
     """An order source: a fresh permutation of `0..n-1` each epoch, drawn on the CPU."""
-    return lambda _epoch: torch.randperm(n, generator=generator).to(device)
+    return lambda _epoch: send(torch.randperm(n, generator=generator), device)
 
 
 class Trained(NamedTuple):

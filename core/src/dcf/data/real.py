@@ -15,6 +15,7 @@ from dcf.data.sampling import draw_within_classes, stratified_split
 from dcf.data.store import PixelStore, as_store, digest
 from dcf.data.whitened import WhitenedCopy
 from dcf.errors import DataError
+from dcf.sending import send
 from dcf.space import ValueSpace
 from dcf.types import Batch, DataSpec
 
@@ -107,7 +108,7 @@ class Split:
         if int(self.counts.min()) == 0:
             raise DataError(f"class number {int(self.counts.argmin())} has no image to sample from")
         positions = draw_within_classes(self.counts, n, generator)
-        return self._by_class[self._start[:, None] + positions].to(self.device)
+        return send(self._by_class[self._start[:, None] + positions], self.device)
 
     def of_class(self, c: int) -> Tensor:
         """Image numbers `(counts[c],)` of class `c`, ascending, on the split's device."""

@@ -67,7 +67,8 @@ class NetworkFactory:
         """A fresh network whose weights depend only on `seed` and `stream`; global generators are untouched."""
         with global_seed(seed, *stream):
             module = self.build(spec)
-        state = NetworkState(module.to(device))
+        # It comes from the CPU, so a GPU need not finish its other work first.
+        state = NetworkState(module.to(device, non_blocking=True))
         state.origin = (type(self), self.config.model_dump_json(), spec)
         return state
 

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dcf.errors import UsageError
+from dcf.sending import send
 
 __all__ = [
     "OPERATIONS",
@@ -126,7 +127,7 @@ def flip(images: Tensor, values: Tensor) -> Tensor:
         values: 0 or 1, `(R,)`.
     """
     blocks = _blocks(images, values)
-    chosen = values.to(images.device).view(-1, 1, 1, 1, 1) != 0
+    chosen = send(values, images.device).view(-1, 1, 1, 1, 1) != 0
     return torch.where(chosen, blocks.flip(4), blocks).flatten(0, 1)
 
 
@@ -139,7 +140,7 @@ def scale(images: Tensor, values: Tensor) -> Tensor:
         images: `(N, C, H, W)`.
         values: `(sx, sy)`, `(R, 2)`; sx acts along the width.
     """
-    factors = values.to(images.device, _sampling_dtype(images)).reshape(-1, 1, 1, 2)
+    factors = send(values, images.device, _sampling_dtype(images)).reshape(-1, 1, 1, 2)
     return _sample(images, _centres(images) * factors)
 
 
@@ -154,7 +155,7 @@ def rotate(images: Tensor, values: Tensor) -> Tensor:
         images: `(N, C, H, W)`.
         values: t in radians, `(R,)`.
     """
-    angle = values.to(images.device, _sampling_dtype(images)).reshape(-1, 1, 1)
+    angle = send(values, images.device, _sampling_dtype(images)).reshape(-1, 1, 1)
     cosine, sine = angle.cos(), angle.sin()
     x, y = _centres(images).unbind(-1)
     return _sample(images, torch.stack([x * cosine - y * sine, x * sine + y * cosine], dim=-1))
@@ -196,7 +197,7 @@ def _blocks(images: Tensor, values: Tensor) -> Tensor:
 
 
 def _scalars(values: Tensor, images: Tensor) -> Tensor:
-    return values.to(images.device, images.dtype).view(-1, 1, 1, 1, 1)
+    return send(values, images.device, images.dtype).view(-1, 1, 1, 1, 1)
 
 
 def _towards(blocks: Tensor, centre: Tensor, values: Tensor) -> Tensor:
@@ -205,7 +206,7 @@ def _towards(blocks: Tensor, centre: Tensor, values: Tensor) -> Tensor:
 
 def _shifted(offset: Tensor, size: int, images: Tensor) -> Tensor:
     """Source index of each output row or column, `(n, size)`; may lie outside."""
-    return torch.arange(size, device=images.device) + offset.to(images.device, torch.long)[:, None]
+    return torch.arange(size, device=images.device) + send(offset, images.device, torch.long)[:, None]
 
 
 def _outside(index: Tensor, size: int) -> Tensor:
@@ -214,7 +215,7 @@ def _outside(index: Tensor, size: int) -> Tensor:
 
 def _box(centre: Tensor, size: int, side: int, images: Tensor) -> Tensor:
     """Which rows or columns the box covers, `(n, size)`, boolean."""
-    start = centre.to(images.device, torch.long)[:, None] - side // 2
+    start = send(centre, images.device, torch.long)[:, None] - side // 2
     first, last = start.clamp(0, size - 1), (start + side - 1).clamp(0, size - 1)
     position = torch.arange(size, device=images.device)
     return (position >= first) & (position <= last) & (side > 0)

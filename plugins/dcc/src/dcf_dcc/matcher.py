@@ -161,7 +161,7 @@ class DCC(dcf.Matcher):
 
 def _shares(ctx: dcf.Context) -> list[tuple[Chunk, float]]:
     """Each chunk of this process with its share of all classes that have images."""
-    classes = len(torch.unique(ctx.param.view_class))
+    classes = ctx.classes_with_images
     return [(chunk, len(chunk.classes) / classes) for chunk in ctx.chunks()]
 
 

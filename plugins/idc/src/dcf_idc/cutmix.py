@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import dcf
+from dcf.sending import send
 from dcf_idc.options import CutMixConfig
 
 __all__ = ["Box", "CutMix", "Mix", "beta_sample", "cut_and_mix", "draw_box"]
@@ -104,7 +105,7 @@ def cut_and_mix(batch: dcf.Batch, box: Box, partner: Tensor) -> dcf.Batch:
     """
     height, width = batch.x.shape[-2:]
     kept = 1 - (box.bottom - box.top) * (box.right - box.left) / (height * width)
-    partner = partner.to(batch.x.device)
+    partner = send(partner, batch.x.device)
     inside = torch.zeros(height, width, dtype=torch.bool, device=batch.x.device)
     inside[box.top : box.bottom, box.left : box.right] = True
     x = torch.where(inside, batch.x[partner], batch.x)

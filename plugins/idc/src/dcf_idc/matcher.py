@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import ClassVar
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 import dcf
 from dcf.context import Chunk
 from dcf.seeding import generator
+from dcf.sending import send
 from dcf.session import make_augmenter
 from dcf_idc.distance import feature_loss, gradient_loss
 from dcf_idc.options import IDCConfig
@@ -79,7 +80,7 @@ class IDC(dcf.Matcher):
         trainee = Trainee(ctx, net, config, self.augmenter(ctx), "real training", it)
         trainee.epochs(config.early)
         for step in range(config.inner_loop):
-            for classes, update in portions(ctx.chunks(), config.classes_per_update):
+            for classes, update in portions(ctx.chunks(), config.classes_per_update, ctx.part):
                 yield dcf.Step(self.loss(ctx, net, classes, step), update=update)
             if step < config.inner_loop - 1:  # what is trained after the last one would be thrown away
                 trainee.images(config.n_data, step)
@@ -89,7 +90,7 @@ class IDC(dcf.Matcher):
         net = ctx.network()
         if self.pool:
             number = int(torch.randint(len(self.pool), (), generator=generator(ctx.seed, "pretrained", it)))
-            net.load({name: tensor.to(ctx.device) for name, tensor in self.pool[number].items()})
+            net.load({name: send(tensor, ctx.device) for name, tensor in self.pool[number].items()})
         net.train()
         return net
 
@@ -121,8 +122,8 @@ class IDC(dcf.Matcher):
         count = images.shape[1]
         if count <= most:
             return images, labels
-        draws = [generator(ctx.seed, "synthetic", ctx.it, step, c) for c in classes.tolist()]
-        chosen = torch.stack([torch.randperm(count, generator=draw)[:most] for draw in draws]).to(images.device)
+        draws = [generator(ctx.seed, "synthetic", ctx.it, step, c) for c in ctx.numbers(classes)]
+        chosen = send(torch.stack([torch.randperm(count, generator=draw)[:most] for draw in draws]), images.device)
         row = torch.arange(len(classes), device=images.device)[:, None]
         return images[row, chosen], labels[row, chosen]
 
@@ -135,12 +136,17 @@ class IDC(dcf.Matcher):
         return list(range(int(first), int(first if last == "none" else last) + 1))
 
 
-def portions(chunks: Iterable[Chunk], every: int | str) -> Iterator[tuple[Tensor, bool]]:
+def portions(
+    chunks: Iterable[Chunk],
+    every: int | str,
+    cut: Callable[[Tensor, slice], Tensor] = lambda classes, part: classes[part],
+) -> Iterator[tuple[Tensor, bool]]:
     """The classes of chunks, cut where the set is to be updated.
 
     Args:
         chunks: Classes that fit into memory together.
         every: Classes between two updates, or "all".
+        cut: Takes some of the classes of a chunk.
 
     Yields:
         Classes, and whether the set is updated after them; always after the last ones.
@@ -150,7 +156,7 @@ def portions(chunks: Iterable[Chunk], every: int | str) -> Iterator[tuple[Tensor
         rest = chunk.classes
         while len(rest):
             room = len(rest) if every == "all" else int(every) - done % int(every)
-            part, rest = rest[:room], rest[room:]
+            part, rest = cut(rest, slice(room)), cut(rest, slice(room, None))
             done += len(part)
             full = every != "all" and done % int(every) == 0
             yield part, full or (chunk.last and not len(rest))

@@ -8,6 +8,7 @@ from torch import Tensor
 import dcf
 from dcf.data import Split
 from dcf.seeding import generator
+from dcf.sending import send
 from dcf.training import Schedule, random_augmentation, sgd, train
 from dcf_idc.options import IDCConfig
 
@@ -84,4 +85,4 @@ def first_images(split: Split, least: int, batch: int, draw: torch.Generator) ->
     Returns:
         `(n,)` numbers, n a multiple of `batch` unless these are all images.
     """
-    return torch.randperm(len(split), generator=draw)[: -(-least // batch) * batch].to(split.device)
+    return send(torch.randperm(len(split), generator=draw)[: -(-least // batch) * batch], split.device)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import dcf
 from dcf.seeding import generator
+from dcf.sending import send
 from dcf.training import Augmentation
 from dcf.unroll import StepSizes, stateless, train_on
 from dcf_mtt.experts import ExpertSet, Weights
@@ -174,10 +175,10 @@ class MTT(dcf.Matcher):
         orders = (param.inner_epoch(draws, size).cpu() for _ in itertools.count())
         batches = student_batches(orders, size, config.syn_steps)
         used, positions = torch.unique(torch.cat(batches), return_inverse=True)
-        images, labels = ctx.param.batch(used.to(ctx.device))
+        images, labels = ctx.param.batch(send(used, ctx.device))
         if config.reference_scale:
             images = scale_gradient(images, _HALF)
-        split = torch.split(positions.to(ctx.device), [len(batch) for batch in batches])
+        split = torch.split(send(positions, ctx.device), [len(batch) for batch in batches])
         return dcf.Batch(images, labels), list(split)
 
     # --- what outlives an iteration --------------------------------------------------------------------
@@ -224,7 +225,7 @@ class StandIns:
 
 
 def _to(weights: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    return {name: w.to(device) for name, w in weights.items()}
+    return {name: send(w, device) for name, w in weights.items()}
 
 
 def _augmentation(ctx: dcf.Context, batches: list[Tensor]) -> Augmentation | None:

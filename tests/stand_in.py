@@ -1,0 +1,188 @@
+"""A GPU that is none: tensors that say they are on `cuda`, computed on the CPU, and a log of every wait for them.
+
+What reads a value back, sends one without `non_blocking`, or asks for a size that depends on values would hold up a GPU
+and is logged. Code that chooses by device chooses as on a GPU. It says nothing of time, does not refuse what a GPU
+refuses, such as operands on several devices, and kernels that differ on a GPU do not differ here.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, Self
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+
+__all__ = ["CUDA", "Card", "Far", "near"]
+
+CUDA: Final = torch.device("cuda", 0)
+#: Operations that read values back, or whose result has a size that only the values tell.
+_READS: Final = frozenset(
+    {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2", "unique_dim", "bincount"}
+)
+#: Methods that bring values to the host.
+_HOME: Final = (Tensor.cpu, Tensor.tolist, Tensor.numpy, Tensor.item)
+#: Functions that make a tensor of numbers of the host, and send it.
+_MADE: Final = (torch.tensor, torch.as_tensor)
+
+
+class Far(Tensor):
+    """A tensor on the stand-in."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> Self:
+        """Wrap a tensor of the CPU."""
+        made: Self = Tensor._make_wrapper_subclass(
+            cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype
+        )
+        made.inner = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Compute on the CPU."""
+        if Card.here is None:
+            raise RuntimeError("a tensor of the stand-in is used where there is none")
+        return Card.here.compute(func, args, kwargs or {})
+
+
+class Card(TorchFunctionMode):
+    """The stand-in; within it, `cuda` is a device.
+
+    Attributes:
+        waits: What held it up, by what it was and where in the code, while `watching`.
+        operations: Operations that were computed on it, by name.
+    """
+
+    here: Card | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: Counter[str] = Counter()
+        self.operations: Counter[str] = Counter()
+        self.watching = False
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        Card.here = self
+        super().__enter__()
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        """End."""
+        super().__exit__(*problem)
+        Card.here = None
+
+    @contextmanager
+    def watched(self) -> Iterator[Card]:
+        """Log from here to the end of the context."""
+        self.waits.clear()
+        self.operations.clear()
+        self.watching = True
+        try:
+            yield self
+        finally:
+            self.watching = False
+
+    # --- Python ----------------------------------------------------------------------------------
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Answer for the device, and follow tensors to and from it."""
+        kwargs = kwargs or {}
+        if func == Tensor.device.__get__:  # type: ignore[attr-defined]
+            return CUDA if isinstance(args[0], Far) else func(*args)
+        if func == Tensor.is_cuda.__get__:  # type: ignore[attr-defined]
+            return isinstance(args[0], Far)
+        if func == Tensor.data.__set__ and isinstance(args[1], Far) and not isinstance(args[0], Far):  # type: ignore[attr-defined]
+            made = Far(args[1].inner).requires_grad_(args[0].requires_grad)
+            return torch.utils.swap_tensors(args[0], made)  # the object stays, as it does where devices are real
+        if func is Tensor.to:
+            return self._to(*args, **kwargs)
+        if func in _HOME and isinstance(args[0], Far):
+            self._wait(f"{func.__name__}()")
+            return func(near(args[0]), *args[1:], **kwargs)
+        if _is_far(kwargs.get("device")):
+            made = func(*args, **{**kwargs, "device": "cpu"})
+            if func in _MADE:
+                self._wait(f"torch.{func.__name__}(..., device=...)")
+            return self._wrapped(made)
+        return func(*args, **kwargs)
+
+    def _to(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """`tensor.to(...)` in its forms."""
+        like = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+        places = [a for a in (*args, kwargs.get("device")) if isinstance(a, (str, torch.device))]
+        owner = like[0] if like else tensor
+        place = places[0] if places and not like else CUDA if isinstance(owner, Far) else torch.device("cpu")
+        dtypes = [like[0].dtype] if like else [a for a in (*args, *kwargs.values()) if isinstance(a, torch.dtype)]
+        waits, far = not any(a is True for a in (*args, kwargs.get("non_blocking"))), _is_far(place)
+        if far and not isinstance(tensor, Far):
+            if waits:
+                self._wait("a copy to the device that blocks")
+            tensor = self._wrapped(tensor)
+        elif not far and isinstance(tensor, Far):
+            self._wait("a copy to the host")
+            tensor = near(tensor)
+        return Tensor.to(tensor, dtypes[0], copy=kwargs.get("copy", False)) if dtypes else tensor
+
+    def _wrapped(self, tensor: Tensor) -> Tensor:
+        made: Tensor = Far(tensor.detach())
+        return made.requires_grad_() if tensor.requires_grad else made
+
+    # --- operations ------------------------------------------------------------------------------
+
+    def compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One operation that has a tensor of the stand-in among its arguments."""
+        name = func._schema.name.partition("::")[2]
+        leaves = [a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+        self._check(name, args, leaves)
+        if self.watching:
+            self.operations[name] += 1
+        out = func(*tree_map(near, args), **tree_map(near, kwargs))
+        if func._schema.is_mutable:
+            return args[0] if isinstance(out, Tensor) else out
+        return tree_map_only(Tensor, Far, out)
+
+    def _check(self, name: str, args: tuple[Any, ...], leaves: list[Tensor]) -> None:
+        masks = [t for t in leaves[1:] if t.dtype == torch.bool] if name in ("index", "index_put_", "index_put") else []
+        if name in _READS or masks:
+            self._wait(name)
+        if name == "repeat_interleave":
+            self._wait(f"{name} without output_size")
+        strange = [t for t in leaves if not isinstance(t, Far) and t.ndim]
+        if name == "copy_" and strange and not (len(args) > 2 and args[2]):
+            self._wait("a copy to or from the device that blocks")
+        elif name.startswith("index") and strange:
+            self._wait(f"{name} by numbers of the host")
+
+    def _wait(self, what: str) -> None:
+        if self.watching:
+            self.waits[f"{what} at {_caller()}"] += 1
+
+
+def near(value: Any) -> Any:
+    """What a tensor of the stand-in wraps; anything else as it is."""
+    return value.inner if isinstance(value, Far) else value
+
+
+def _is_far(device: Any) -> bool:
+    return device is not None and not isinstance(device, Tensor) and torch.device(device).type == "cuda"
+
+
+def _caller() -> str:
+    """The innermost line of dcf or of a plugin."""
+    for frame in reversed(traceback.extract_stack()):
+        if "/dcf" in frame.filename and "/site-packages/" not in frame.filename:
+            return f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno}"
+    return "elsewhere"
