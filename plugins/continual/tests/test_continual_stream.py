@@ -12,10 +12,13 @@ import tomllib
 
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 
 import dcf
 from dcf.cli import main
 from dcf.files import read_tensors
+from dcf_continual import display
 from dcf_continual import stream as module
 from dcf_continual.model import FILE, read_stream
 from dcf_continual.options import StreamSettings, load_stream, memory_of, stream_names
@@ -227,6 +230,20 @@ def test_results_are_shown_and_drawn(tmp_path, capsys):
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     assert main(["continual", "show", str(tmp_path)]) == 1
     assert main(["continual", "streams"]) == 0
+
+
+def test_a_long_name_of_a_stream_stays_within_the_picture(tmp_path, monkeypatch):
+    stream = run_stream(settings(), tmp_path / "s").model_copy(
+        update={"id": "stream@1[" + ",".join(60 * ["a=1"]) + "]"}
+    )
+    drawn = []
+    monkeypatch.setattr(display, "write_figure", lambda figure, out: drawn.append(figure))
+    display.save_curves(stream, tmp_path / "c.svg")
+    (figure,) = drawn
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    wide = [text.get_window_extent(canvas.get_renderer()) for text in figure.findobj(Text) if text.get_text()]
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.width for box in wide)
 
 
 def spawn(out, cwd):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 from rich.table import Table
@@ -15,6 +16,9 @@ from dcf_continual.model import Stream, StreamRow
 __all__ = ["require_head", "save_curves", "stream_table"]
 
 _HEADS = ("all", "seen", "step")
+
+#: Characters of a line of the title that fit into the picture.
+_TITLE = 100
 
 
 def require_head(head: str | None) -> None:
@@ -100,7 +104,8 @@ def save_curves(stream: Stream, out: Path, head: str | None = None) -> None:
         axes.set_ylabel("test accuracy on what was seen, in percent")
         axes.grid(visible=True, alpha=0.3)
         axes.legend(fontsize=8)
-        figure.suptitle(f"{stream.id}, head '{head}'; bands: one population standard deviation", fontsize=7)
+        title = f"{stream.id}, head '{head}'; bands: one population standard deviation"
+        figure.suptitle(textwrap.fill(title, _TITLE, break_on_hyphens=False), fontsize=7)
         write_figure(figure, out)
 
 
