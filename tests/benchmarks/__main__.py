@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks --published PATH`: dcf beside checkouts of the published code."""
+"""`python -m tests.benchmarks --published PATH`: dcf beside checkouts of the published code; `growth`: dcf alone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tests.benchmarks import growth
 from tests.benchmarks.cases import CASES, Case, random_data
 from tests.benchmarks.memory import highest, in_process
 from tests.benchmarks.ours import Ours
@@ -25,8 +26,11 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Time the chosen cases, print a table, and write the results as JSON where asked."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given[:1] == ["growth"]:
+        return growth.main(given[1:])
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(given)
     # The published code calls what torch has renamed since; nobody here can mend that.
     warnings.simplefilter("ignore", UserWarning)
     # Before anything is allocated, and for both sides alike: they share the process.
