@@ -29,6 +29,7 @@ ALLOWED = {
     ("networks/names.py", "haba"): "the pool of the cross-architecture table of that paper",
     # A way to differentiate through training that any method may choose, known under no other name.
     ("unroll/__init__.py", "tesla"): "the name of a mode, and where it stands in messages",
+    ("types.py", "tesla"): "the names of the modes, for options that are free of torch",
 }
 
 

@@ -155,7 +155,8 @@ CASES = [
     ),
     Case("report-views", ["report", "plain.safetensors", "--views", "0"], ["--views expects int >= 1, got '0'"]),
     Case("report-form", ["report", "plain.safetensors", "--out", "a.pdf"], ["expected a file ending in .html"]),
-    Case("mtt-keep", condense("--matcher", "mtt:keep=0"), ["expected a number above 0, got 0"], "0"),
+    Case("mtt-keep", condense("--matcher", "mtt:keep=0"), ["option 'keep' expects 'cpu' or an int >= 1, got '0'"], "0"),
+    Case("bptt-lr_lr", condense("--matcher", "bptt:lr_lr=0"), ["expects 'auto' or a float > 0, got '0'"], "0"),
     # --- files of other programs -------------------------------------------------------------------------------------
     Case("export-format", ["export", "grey.safetensors", "--to", "gif", "-o", "x"], ["--to gif", "pt, pt-pair"]),
     Case("export-there", ["export", "grey.safetensors", "--to", "pt", "-o", "grey.safetensors"], ["--force"]),

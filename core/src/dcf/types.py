@@ -4,17 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
+
+from pydantic import Field
 
 from dcf.space import ValueSpace
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Batch", "DataSpec", "Hints", "MatcherDefaults", "Metric", "ParamGroup", "Program", "Step"]
+__all__ = [
+    "Batch",
+    "DataSpec",
+    "Hints",
+    "KeptSteps",
+    "MatcherDefaults",
+    "Metric",
+    "ParamGroup",
+    "Program",
+    "Step",
+    "UnrollMode",
+]
 
 #: How gradients are compared; see `dcf.matching.gradient_distance`.
 Metric = Literal["ours", "mse", "cos"]
+#: How a training is differentiated; see `dcf.unroll.unroll`.
+UnrollMode: TypeAlias = Literal["adjoint", "full", "checkpoint", "tesla"]
+#: The weights of every so-many-th step are kept for the way back; "cpu": of all, in main memory. As an option.
+KeptSteps: TypeAlias = Annotated[int, Field(ge=1)] | Literal["cpu"]
 
 
 class Batch(NamedTuple):

@@ -73,7 +73,7 @@ def test_a_training_that_explodes_ends_with_advice_and_without_nan(tmp_path, cap
     [
         ("dd:batch=2", "does not divide the set's 1 a class"),
         ("bptt:learn_lr=each", "needs order=fixed"),
-        ("bptt:steps=0", "expected 'auto' or at least 1"),
+        ("bptt:steps=0", "option 'steps' expects 'auto' or an int >= 1, got '0'"),
     ],
 )
 def test_wrong_requests_are_explained(matcher, says, tmp_path, capsys):

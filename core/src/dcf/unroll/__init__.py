@@ -8,7 +8,7 @@ the same; memory is that of one step and of the weights (see docs/unroll.md).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from dcf.errors import UsageError
 from dcf.networks.base import NetworkState
+from dcf.types import UnrollMode
 from dcf.unroll._adjoint import sweep
 from dcf.unroll._sizes import StepSizes
 from dcf.unroll._steps import Loss, Rule, StepKernel, record, walk
@@ -24,7 +25,7 @@ from dcf.unroll._training import train_on
 __all__ = ["Loss", "Mode", "StepSizes", "stateless", "train_on", "unroll"]
 
 #: How gradients are obtained; see `unroll`.
-Mode = Literal["adjoint", "full", "checkpoint", "tesla"]
+Mode: TypeAlias = UnrollMode
 
 
 def unroll(

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, model_validator
 
 import dcf
+from dcf.types import KeptSteps, UnrollMode
 
 __all__ = ["BPTTConfig", "DDConfig"]
 
 Order = Literal["fixed", "random"]
 LearnLr = Literal["no", "one", "each"]
 Counted = Literal["per-class", "total"]
-Mode = Literal["adjoint", "full", "checkpoint", "tesla"]
-
-#: What may stand in place of a count that is at least 1.
-WORDS = {"steps": "auto", "classes": "all", "keep": "cpu"}
+Count = Annotated[int, Field(ge=1)]
 
 
 class BPTTConfig(dcf.Config):
     """Options; the defaults are those of the released code of RememberThePast."""
 
-    steps: int | Literal["auto"] = Field(
+    steps: Count | Literal["auto"] = Field(
         150, description="training steps T of a network; auto: as many as make `epochs` passes over the set"
     )
     epochs: int = Field(1, ge=1, description="passes over the set where steps=auto")
@@ -38,11 +36,11 @@ class BPTTConfig(dcf.Config):
     learn_lr: LearnLr = Field(
         "no", description="step sizes that are learned: no, one for all steps, or one for each (where order=fixed)"
     )
-    lr_lr: float | Literal["auto"] = Field(
+    lr_lr: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         "auto", description="step size at which those are learned, of what softplus makes them from; auto: the run's"
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of the training")
-    classes: int | Literal["all"] = Field(
+    classes: Count | Literal["all"] = Field(
         "all", description="classes that an outer iteration trains and tests on, drawn anew (where order=random)"
     )
     batch_real: int = Field(64, ge=1, description="real images that a trained network is tested on; see `real`")
@@ -57,28 +55,14 @@ class BPTTConfig(dcf.Config):
         ge=0,
         description="outer iterations after which the step sizes of the set are halved, again and again; 0: never",
     )
-    unroll: Mode = Field(
+    unroll: UnrollMode = Field(
         "adjoint",
         description="how training is differentiated: adjoint (exact, memory of one step and of the weights kept), full "
         "(memory of all steps), checkpoint, or tesla (without second derivatives; not exact)",
     )
-    keep: int | Literal["cpu"] = Field(
+    keep: KeptSteps = Field(
         1, description="for adjoint: keep the weights of every k-th step and recompute the others; cpu: in main memory"
     )
-
-    @field_validator(*WORDS)
-    @classmethod
-    def _is_positive(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, int) and value < 1:
-            raise ValueError(f"expected '{WORDS[str(info.field_name)]}' or at least 1, got {value}")
-        return value
-
-    @field_validator("lr_lr")
-    @classmethod
-    def _lr_lr_is_positive(cls, value: Any) -> Any:
-        if isinstance(value, float) and value <= 0:
-            raise ValueError(f"expected 'auto' or a step size above 0, got {value:g}")
-        return value
 
     @model_validator(mode="after")
     def _fits_the_order(self) -> Self:
@@ -92,7 +76,7 @@ class BPTTConfig(dcf.Config):
 class DDConfig(BPTTConfig):
     """Options; the defaults are those of the released code of dataset distillation (MNIST, random initialisations)."""
 
-    steps: int | Literal["auto"] = Field(
+    steps: Count | Literal["auto"] = Field(
         "auto", description="training steps T of a network; auto: as many as make `epochs` passes over the set"
     )
     epochs: int = Field(3, ge=1, description="passes over the set where steps=auto")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 import dcf
+from dcf.types import KeptSteps, UnrollMode
 
 __all__ = ["FEW", "MTTConfig", "Training", "experts_of"]
+
+Count = Annotated[int, Field(ge=1)]
 
 #: Experts as published, and below how many training images so many are enough.
 PUBLISHED: Final = 100
@@ -52,14 +55,14 @@ class MTTConfig(dcf.Config):
     )
     window_start: int = Field(10, ge=1, le=10_000, description="where the start epochs end at the beginning of the run")
     window_iterations: int = Field(1000, ge=1, description="iterations after which they end at max_start_epoch")
-    batch_syn: int | Literal["all"] = Field("all", description="synthetic images a step of the student, or all")
+    batch_syn: Count | Literal["all"] = Field("all", description="synthetic images a step of the student, or all")
     lr_teacher: float = Field(0.01, gt=0, description="step size of the student to begin with; it is learned")
     lr_lr: float = Field(1e-5, ge=0, description="step size of that step size; 0: it stays")
     lr_least: float = Field(0.0, ge=0, description="the learned step size never falls below it; 0: no such bound")
-    experts: int | Literal["auto"] = Field(
+    experts: Count | Literal["auto"] = Field(
         "auto", description="number of experts; auto: 100, or 5 where there are fewer than 10000 training images"
     )
-    train_epochs: int | Literal["auto"] = Field(
+    train_epochs: Count | Literal["auto"] = Field(
         "auto",
         description="epochs that experts are trained; auto: as many as are looked at, which changes nothing else",
     )
@@ -68,18 +71,18 @@ class MTTConfig(dcf.Config):
     decay_expert: float = Field(0.0, ge=0, description="weight decay of the experts")
     batch_expert: int = Field(256, ge=1, description="images a step of the experts")
     seed_expert: int = Field(0, ge=0, le=2**63 - 1, description="seed of the experts; independent of the run's")
-    unroll: Literal["adjoint", "full", "checkpoint", "tesla"] = Field(
+    unroll: UnrollMode = Field(
         "adjoint",
         description="how the student's training is differentiated: adjoint and checkpoint are exact and small, "
         "full is exact and large, tesla leaves out how a step changes the later ones",
     )
-    keep: int | Literal["cpu"] = Field(
+    keep: KeptSteps = Field(
         1, description="adjoint and tesla keep the weights of every keep-th step; cpu: all, in main memory"
     )
     reference_scale: bool = Field(
         False, description="halve the gradient of the images, as the released code of TESLA does by mistake"
     )
-    threshold: float | Literal["none"] = Field(
+    threshold: Annotated[float, Field(gt=0)] | Literal["none"] = Field(
         "none", description="leave out updates whose loss is above it; none: only those that are not finite"
     )
     start: Literal["none", "experts"] = Field(
@@ -102,13 +105,6 @@ class MTTConfig(dcf.Config):
     def training(self) -> Training:
         """How experts are trained."""
         return Training(self.lr_expert, self.momentum_expert, self.decay_expert, self.batch_expert, self.seed_expert)
-
-    @field_validator("batch_syn", "experts", "train_epochs", "keep", "threshold")
-    @classmethod
-    def _is_positive(cls, value: float | str) -> float | str:
-        if not isinstance(value, str) and not value > 0:
-            raise ValueError(f"expected a number above 0, got {value}")
-        return value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
