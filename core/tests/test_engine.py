@@ -197,8 +197,9 @@ class Frozen(Parameterization):
 
 
 def test_pair_that_cannot_learn_is_refused():
-    with pytest.raises(dcf.UsageError, match="Pull teaches images, but Frozen learns nothing"):
+    with pytest.raises(dcf.UsageError, match="Pull teaches images, but Frozen learns nothing") as refused:
         check_composition(Pull(), Frozen())
+    assert "--labels" not in str(refused.value)
 
 
 def test_matching_nothing_leaves_the_set_alone():

@@ -68,8 +68,9 @@ def test_defaults_are_the_published_ones():
 
 
 def test_only_labels_are_taught():
-    with pytest.raises(dcf.UsageError, match="LD teaches labels, but Pixels learns images"):
+    with pytest.raises(dcf.UsageError, match="LD teaches labels, but Pixels learns images") as refused:
         Engine(fake_context(), LD(), lr=0.1, momentum=0.5)
+    assert "--labels soft" in str(refused.value)
 
 
 def test_augmentation_that_is_not_used_is_spoken_of(caplog):
