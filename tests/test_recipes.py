@@ -1,6 +1,6 @@
 """Every recipe that is named after a system of the literature runs, on data that come with the package.
 
-One that is driven into NaN stops, says how to mend it, and leaves nothing that cannot be used.
+One that is driven into NaN, or blows up short of it, stops, says how to mend it, and leaves nothing that is of no use.
 """
 
 import re
@@ -63,24 +63,25 @@ def unusable(folder):
             yield path.name
 
 
-def diverging(name, out):
-    """Steps a million million million times too large, on a network that is quick."""
+def diverging(name, out, lr=None, **overrides):
+    """Steps far too large, on a network that is quick."""
     return dcf.condense(
-        recipe=name, data="digits", out=out, network="convnet:width=4,depth=2", evaluate=False, iterations=8, lr=1e30,
-        device="cpu", overrides={"checkpoint_every": 1},
+        recipe=name, data="digits", out=out, network="convnet:width=4,depth=2", evaluate=False, iterations=8, lr=lr,
+        device="cpu", overrides={"checkpoint_every": 1, **overrides},
     )  # fmt: skip
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("lr", [1e30, 1e6])
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in STILL])
-def test_a_run_that_diverges_keeps_its_last_good_checkpoint(name, tmp_path, one_cache):
+def test_a_run_that_diverges_keeps_its_last_good_checkpoint(name, lr, tmp_path, one_cache):
     if name in BOUNDED:
-        images, labels = diverging(name, tmp_path / "run").tensors()
+        images, labels = diverging(name, tmp_path / "run", lr).tensors()
         assert bool(images.isfinite().all())
         assert bool(labels.isfinite().all())
     else:
         with pytest.raises(dcf.NonFiniteError) as stopped:
-            diverging(name, tmp_path / "run")
+            diverging(name, tmp_path / "run", lr)
         assert stopped.value.exit_code == 1
         said, advice = str(stopped.value).split("\n")
         assert said.endswith("the last good checkpoint is kept")
@@ -88,6 +89,22 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(name, tmp_path, one_
     kept = sorted((tmp_path / "run/checkpoints").glob("*.safetensors"))
     assert kept
     assert load_file(kept[-1])
+    assert list(unusable(tmp_path / "run")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("dd", "optim.images.lr"), ("dd", "optim.lrs.lr"), ("dd", "matcher.lr"), ("rtp", "matcher.lr"),
+        ("rtp", "optim.addresses.lr"), ("rtp", "optim.bases.lr"), ("ld", "matcher.lr_step"), ("ld", "matcher.lr_net"),
+        ("mtt", "matcher.lr_teacher"), ("mtt", "matcher.lr_lr"), ("mtt", "optim.step_size.lr"),
+    ],
+)  # fmt: skip
+def test_whatever_step_is_too_large_is_noticed(name, key, tmp_path, one_cache):
+    with pytest.raises(dcf.NonFiniteError, match="the last good checkpoint is kept\n  l"):
+        diverging(name, tmp_path / "run", **{key: 1e6})
+    assert load_file(max((tmp_path / "run/checkpoints").glob("*.safetensors")))
     assert list(unusable(tmp_path / "run")) == []
 
 

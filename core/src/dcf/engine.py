@@ -99,12 +99,10 @@ def check_composition(matcher: Matcher, param: Parameterization) -> None:
     """
     if not matcher.reads & param.drives:
         reads, drives = " and ".join(sorted(matcher.reads)), " and ".join(sorted(param.drives)) or "nothing"
-        advice = "choose another matcher or parameterization"
-        if "labels" in matcher.reads and param.drives:
-            advice = f"let labels be learned (--labels soft), or {advice}"
+        soft = "let labels be learned (--labels soft), or " if "labels" in matcher.reads and param.drives else ""
         raise UsageError(
             f"{type(matcher).__name__} teaches {reads}, but {type(param).__name__} learns {drives}: "
-            f"nothing would change\n  {advice}"
+            f"nothing would change\n  {soft}choose another matcher or parameterization"
         )
 
 

@@ -99,7 +99,7 @@ class FormatError(DcfError):
 
 
 class NonFiniteError(DcfError):
-    """A loss or a synthetic value became NaN or infinite; the last good checkpoint is kept."""
+    """A loss or a synthetic value became NaN, infinite or absurdly large; the last good checkpoint is kept."""
 
 
 class RunError(DcfError):

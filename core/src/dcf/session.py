@@ -30,6 +30,7 @@ from dcf.networks.preflight import preflight_double_backward
 from dcf.nothing import Nothing
 from dcf.parameterization import Parameterization
 from dcf.planning import plan_items
+from dcf.plausible import flaw
 from dcf.runconfig import SPEC_ROLES, RunConfig
 from dcf.rundir import RunDir
 from dcf.runtime import environment, precision_text
@@ -212,6 +213,7 @@ class Session:
             Iterations that are done.
 
         Raises:
+            NonFiniteError: When the run diverged; the last good checkpoint is kept.
             Stopped: When the user asked to stop before the first iteration.
         """
         self.ctx.on_report, self.ctx.stopping = on_report, stop
@@ -223,10 +225,10 @@ class Session:
         try:
             with compiled.expected(iterations), compiled.noticed(self.usage):
                 done = self.engine.run(start, iterations, recorder.step, stop) if start < iterations else iterations
+            recorder.checkpoint(done)
         except NonFiniteError:
             recorder.flush()  # how it came to that is worth knowing; a resumed run drops what is beyond its checkpoint
             raise
-        recorder.checkpoint(done)
         return done
 
     def _restore(self, directory: RunDir | None) -> int:
@@ -321,14 +323,29 @@ class _Recorder:
         self.rows = []
 
     def checkpoint(self, it: int) -> None:
-        if self.directory is None or it == self.saved:
+        if it == self.saved:
+            return
+        self._require_use(it)
+        self.saved = it
+        if self.directory is None:
             return
         # Metrics first: rows beyond the checkpoint are dropped on resume, rows that are missing would stay missing.
         self.flush()
         session = self.session
         facts = {"data": session.data.checksum, "selection": session.selection, "kernels": session.usage.kernels}
         self.directory.save_checkpoint(it, session.engine.state_dict(), facts)
-        self.saved = it
+
+    def _require_use(self, it: int) -> None:
+        """Stop before a checkpoint could be written that nobody can use; what a run starts from is not judged.
+
+        Raises:
+            NonFiniteError: When what is finite is out of all proportion.
+        """
+        session = self.session
+        if it and (found := flaw(session.param, session.data, session.matcher.hints())):
+            raise NonFiniteError(
+                f"{found} by iteration {it}; the last good checkpoint is kept\n  {session.matcher.advice}"
+            )
 
 
 def _require_for_matching(augmenter: Augmenter, given: str) -> None:

@@ -21,6 +21,7 @@ from dcf.errors import DcfError, FormatError, PluginError, SpecError
 from dcf.files import DIGEST, read_header, read_tensors, write_tensors
 from dcf.metadata import FORMAT, data_spec, decode_metadata, format_of, read_metadata
 from dcf.parameterization import Parameterization
+from dcf.plausible import STEP_SIZES
 from dcf.registry import registry
 from dcf.space import ValueSpace
 from dcf.spec import parse
@@ -354,7 +355,7 @@ def _hints(hints: Mapping[str, Any], views: int, path: Path) -> Hints:
 
 
 def _is_step_size(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e6
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < STEP_SIZES[1]
 
 
 def _is_program(program: Any, views: int) -> bool:
