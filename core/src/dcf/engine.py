@@ -102,7 +102,7 @@ def check_composition(matcher: Matcher, param: Parameterization) -> None:
         soft = "let labels be learned (--labels soft), or " if "labels" in matcher.reads and param.drives else ""
         raise UsageError(
             f"{type(matcher).__name__} teaches {reads}, but {type(param).__name__} learns {drives}: "
-            f"nothing would change\n  {soft}choose another matcher or parameterization"
+            f"nothing would change; {soft}choose another matcher or parameterization"
         )
 
 
