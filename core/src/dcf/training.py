@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dcf.data.real import Split
 
 __all__ = [
+    "BLOWN_UP",
     "Accuracy",
     "Augmentation",
     "Fetch",
@@ -46,6 +47,9 @@ __all__ = [
     "shuffled",
     "train",
 ]
+
+#: Cross-entropy in nats from which a training has blown up: guessing among a million classes costs 14.
+BLOWN_UP: Final = 1000.0
 
 #: From `(n,)` indices to the batch of those images, detached and on the network's device.
 Fetch: TypeAlias = "Callable[[Tensor], Batch]"

@@ -12,15 +12,13 @@ from torch import Tensor, nn
 
 import dcf
 from dcf.seeding import generator
+from dcf.training import BLOWN_UP
 from dcf.unroll import StepSizes, stateless, train_on
 from dcf_bptt.options import BPTTConfig, DDConfig
 from dcf_bptt.order import cycled, ordered_batches, random_batches, views_by_class
 from dcf_bptt.training import real_loss
 
 __all__ = ["BPTT", "DD"]
-
-#: Cross-entropy in nats from which a training has blown up: guessing among a million classes costs 14.
-_LOST = 1000.0
 
 ADVICE = (
     "lower the step size (--lr), clip the gradients (--clip 2) or begin with a smaller step size of the training "
@@ -125,7 +123,7 @@ class BPTT(dcf.Matcher):
             log = {"accuracy": right}
             if self.sizes is not None:
                 log["step_size"] = self.sizes().detach().mean()
-            yield dcf.Step(loss / nets, update=last, log=log, limit=_LOST / nets)
+            yield dcf.Step(loss / nets, update=last, log=log, limit=BLOWN_UP / nets)
 
     def trained_loss(self, ctx: dcf.Context, task: _Task, number: int) -> tuple[Tensor, Tensor]:
         """Loss and accuracy on the real images of a fresh network that was trained on the set."""

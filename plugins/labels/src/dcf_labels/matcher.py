@@ -11,7 +11,7 @@ from torch import Tensor
 
 import dcf
 from dcf.seeding import generator
-from dcf.training import cross_entropy
+from dcf.training import BLOWN_UP, cross_entropy
 from dcf.unroll import stateless
 from dcf_labels.learner import Learner
 from dcf_labels.options import LDConfig
@@ -27,8 +27,6 @@ _MANY_CLASSES = 49
 #: Images of the set from which a row holds -> images a step.
 _BATCHES = {1: 10, 50: 25, 100: 50}
 _LR_SCALE = 0.01
-#: Cross-entropy in nats from which a training has blown up: guessing among a million classes costs 14.
-_LOST = 1000.0
 
 
 def inner_batch(images: int, classes: int) -> int:
@@ -108,7 +106,7 @@ class LD(dcf.Matcher):
         logits, inner, gradients = judge(real.x, small)
         loss = cross_entropy(logits, real.y)
         error = (logits.detach().argmax(1) != real.y).float().mean()
-        yield dcf.Step(loss, limit=_LOST, log={"error": error, "inner": inner})
+        yield dcf.Step(loss, limit=BLOWN_UP, log={"error": error, "inner": inner})
         self.learner.step(gradients)
         if self.rule.advance(float(error)):
             log.debug("ld: network %d learned for %d steps", self.rule.restarts, self.rule.lengths[-1])

@@ -22,7 +22,7 @@ from dcf.data import RealData
 from dcf.errors import Stopped
 from dcf.networks.base import NetworkFactory
 from dcf.seeding import generator
-from dcf.training import Augmentation, Schedule, cross_entropy, train
+from dcf.training import BLOWN_UP, Augmentation, Schedule, cross_entropy, train
 from dcf_mtt.options import Training
 from dcf_mtt.store import (
     KIND,
@@ -46,8 +46,6 @@ log = logging.getLogger(__name__)
 Note = Callable[[int, int, float, float], None]
 #: Training images at most that tell how far an expert is.
 _PROBE: Final = 1000
-#: Cross-entropy in nats from which a training has diverged: guessing among a million classes costs 14.
-_LOST: Final = 1000.0
 #: Seconds from one saving of an unfinished expert to the next.
 _SAVE_EVERY: Final = 60.0
 #: Seconds between two looks whether another process is done.
@@ -330,7 +328,7 @@ class _Trajectory:
         row = torch.cat([p.reshape(-1) for p in state.parameters()]).to("cpu", torch.float32, copy=True)
         loss, accuracy = _probe(state, self.experts.probe)
         how = f"expert {self.number} with lr_expert={self.experts.training.lr:g}"
-        if not bool(row.isfinite().all()) or not loss < _LOST:
+        if not bool(row.isfinite().all()) or not loss < BLOWN_UP:
             raise dcf.NonFiniteError(f"{how} diverged in epoch {len(self.rows)}; give the matcher a smaller lr_expert")
         if self.rows and torch.equal(row, self.rows[-1]):
             raise dcf.RunError(f"{how} stands still in epoch {len(self.rows)}; give the matcher a larger lr_expert")
