@@ -35,6 +35,38 @@ def test_a_single_image_is_enough():
     assert "times as large as real ones" in judged(one=1e6)
 
 
+@pytest.mark.parametrize("bad", [0, 3, 5])
+def test_few_images_are_in_memory_at_a_time(monkeypatch, bad):
+    """Real images that are read from a file because they fit nowhere else are not fetched by the hundred."""
+    data, most = fake_data(), []
+    param = filled(Pixels(), data, items=3)
+    images = param.state_dict()["images"]
+    images[bad] *= 1e6
+    param.load_state_dict({"images": images})
+    monkeypatch.setattr("dcf.plausible._PIECE", 2 * 4 * images[0].numel())
+    for kind in (Pixels, type(data.train)):
+        read = kind.images
+        monkeypatch.setattr(kind, "images", lambda self, i, read=read: most.append(len(i)) or read(self, i))
+    assert "times as large as real ones" in flaw(param, data, Hints())
+    assert set(most) <= {1, 2}
+
+
+class Itself(Pixels):
+    """Gives its own tensor, no copy."""
+
+    def images(self, index):
+        return next(self.parameters())
+
+
+def test_looking_changes_nothing():
+    data = fake_data()
+    param = filled(Itself(), data)
+    before = {name: value.clone() for name, value in param.state_dict().items()}
+    assert before["images"].min() < 0
+    assert flaw(param, data, Hints()) == ""
+    assert all(torch.equal(value, before[name]) for name, value in param.state_dict().items())
+
+
 @pytest.mark.parametrize("lrs", [(1e-38, 1e-38), (0.1, 1e6), (1e7,), (float("inf"), 0.1)])
 def test_step_sizes_that_train_nothing_or_fit_no_file_are_found(lrs):
     program = Program(tuple((0,) for _ in lrs), lrs)

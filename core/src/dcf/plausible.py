@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import torch
+from torch import Tensor
 
 from dcf.types import Hints
 
@@ -20,8 +23,8 @@ STEP_SIZES: Final = (1e-9, 1e6)
 _MOST: Final = 1000.0
 #: Real images that are looked at.
 _PROBE: Final = 100
-#: Images that are decoded at a time.
-_CHUNK: Final = 256
+#: Bytes of images in float32 that are looked at in one piece.
+_PIECE: Final = 1 << 24
 
 
 def flaw(param: Parameterization, data: RealData, hints: Hints) -> str:
@@ -46,9 +49,15 @@ def flaw(param: Parameterization, data: RealData, hints: Hints) -> str:
 @torch.no_grad()
 def _largest(param: Parameterization) -> float:
     views = torch.arange(len(param.view_class), device=param.view_class.device)
-    return max(float(param.images(index).abs().max()) for index in torch.split(views, _CHUNK))
+    return _largest_of(param.images, views, param.shape)
 
 
 def _largest_real(data: RealData) -> float:
     index = torch.arange(min(_PROBE, len(data.train)), device=data.train.device)
-    return float(data.train.images(index).abs().max())
+    return _largest_of(data.train.images, index, data.train.shape)
+
+
+def _largest_of(images: Callable[[Tensor], Tensor], index: Tensor, shape: tuple[int, ...]) -> float:
+    """Largest absolute value of images `(n, C, H, W)` by number, of which few are in memory at a time."""
+    step = max(1, _PIECE // (4 * math.prod(shape)))
+    return max(float(torch.linalg.vector_norm(images(part), math.inf)) for part in torch.split(index, step))
