@@ -19,9 +19,11 @@ from pydantic import Field
 from typer.main import get_command
 
 import dcf
+from dcf import compiled
 from dcf.cli import main
 from dcf.cli.app import build
 from dcf.cli.estimate import estimate_table
+from dcf.compiled import _kernels
 from dcf.estimate import DoesNotFitError, Estimate, EvaluationRow, estimate
 from dcf.estimate import watch as watch_module
 from dcf.estimate.advice import advice_on_data, advice_on_evaluation, advice_on_run
@@ -392,6 +394,80 @@ def test_a_whole_measurement_with_its_evaluation():
         *("loading", "preparing", "condensing", "evaluating")
     }
     assert found.stored_bytes == 1536
+
+
+# --- compiled kernels -----------------------------------------------------------------------------------------------
+
+
+class Embed(dcf.Matcher):
+    """Embeds real images."""
+
+    def outer(self, ctx, it):
+        with torch.no_grad():
+            compiled.embed(ctx.network(), ctx.real(ctx.all_classes().classes, 4).flatten(0, 1))
+        for chunk in ctx.chunks():
+            yield dcf.Step(ctx.synthetic(chunk.classes).square().mean(), update=chunk.last)
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """Images that kernels are asked to go through in all, by kind, as it is counted; no kernel is made."""
+    most = {}
+
+    def note(kind, net, images, calls):
+        most[kind.name] = max(most.get(kind.name, 0), len(images) * calls)
+        return False
+
+    monkeypatch.setattr(compiled, "worthwhile", note)
+    return most
+
+
+def test_kernels_are_expected_to_do_as_much_as_in_the_run(work):
+    options = {
+        "matcher": Embed(), "network": TinyFactory(), "data": fake_data(train=40, test=600), "ipc": 1,
+        "iterations": 50, "device": "cpu", "networks": 2, "baselines": ("whole",),
+    }  # fmt: skip
+    overrides = {"protocol.epochs": 12, "protocol.steps_min": 0}
+    measured(resolve(options, overrides=overrides), lambda **event: None, time.perf_counter())
+    told = dict(work)
+    work.clear()
+    dcf.condense(**options, overrides=overrides)
+    assert set(told) == {"EMBED", "GRADIENT", "CLASSIFY"}
+    assert told["EMBED"] == work["EMBED"] == 2 * 4 * 50
+    # Epochs and test images are told by the few that are measured.
+    assert 0.7 < told["GRADIENT"] / work["GRADIENT"] <= 1
+    assert 0.7 < told["CLASSIFY"] / work["CLASSIFY"] <= 1
+
+
+def test_strict_precision_is_as_in_the_run(work):
+    request = resolve({
+        "matcher": Embed(), "network": TinyFactory(), "data": fake_data(), "ipc": 1, "iterations": 3,
+        "device": "cpu", "evaluate": False, "precision": "strict",
+    })  # fmt: skip
+    measured(request, lambda **event: None, time.perf_counter())
+    assert work == {}
+
+
+def test_the_clock_stands_still_while_kernels_are_made(monkeypatch):
+    monkeypatch.setattr(compiled, "processor_suits", lambda: True)
+    monkeypatch.setattr(compiled, "worthwhile", lambda *_: True)
+    monkeypatch.setattr(_kernels, "_MADE", {})
+    monkeypatch.setattr(_kernels, "_SECONDS", {})
+    monkeypatch.setattr(_kernels, "_make", lambda *_: time.sleep(0.4))
+    request = resolve({
+        "matcher": Embed(), "network": TinyFactory(), "data": fake_data(), "ipc": 1, "iterations": 2,
+        "device": "cpu", "evaluate": False,
+    })  # fmt: skip
+    found = Estimate.from_json(measured(request, lambda **event: None, time.perf_counter()))
+    assert found.kernels == compiled.seconds_spent() >= 0.4
+    assert found.condensing_seconds < 0.4
+    assert found.seconds == pytest.approx(found.kernels + replace(found, kernels=0.0).seconds)
+    assert "compiled kernels" in [row[0] for row in estimate_rows(found)]
+    assert "compiled kernels" not in [row[0] for row in estimate_rows(replace(found, kernels=0.0))]
+
+
+def estimate_rows(found):
+    return list(zip(*(column.cells for column in estimate_table(found).columns), strict=True))
 
 
 class PullToProgram(PullToMean):

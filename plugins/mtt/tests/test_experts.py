@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import dcf
+from dcf import compiled
 from dcf.augmenter import NoAugmentation
 from dcf.errors import Stopped
 from dcf.files import DIGEST, pack, read_tensors
@@ -339,8 +340,16 @@ def test_tally_counts_epochs_of_all_experts_and_says_how_long(caplog):
 
 def test_seconds_per_epoch_are_measured_and_leave_nothing(tmp_path):
     made = experts(tmp_path)
-    assert made.seconds_per_epoch() > 0
+    assert made.seconds_per_epoch(2) > 0
     assert not made.folder.exists()
+
+
+def test_the_time_of_an_epoch_is_that_of_a_training_as_long_as_it_will_be(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(compiled, "worthwhile", lambda kind, net, images, calls: bool(asked.append(calls)))
+    with compiled.allowed("default", torch.device("cpu")):
+        experts(tmp_path).seconds_per_epoch(200)
+    assert set(asked) == {200}
 
 
 def job(root, count, epochs):

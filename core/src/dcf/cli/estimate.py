@@ -36,7 +36,7 @@ def add_to(app: typer.Typer) -> None:
 def estimate(*, memory_limit: str | None, json: bool, **options: Any) -> None:
     """Say what a run of dcf condense with these options will take: time, memory, bytes.
 
-    Its first steps are run in a process of their own and thrown away; nothing is written.
+    Its first steps are run in a process of their own and thrown away; nothing of it is written.
     """
     limit = None if memory_limit is None else parse_size(memory_limit)
     request = request_of(options)
@@ -100,10 +100,12 @@ def _times(found: Estimate) -> list[tuple[str, str, str]]:
     facts += [f"from {duration_text(least)} to {duration_text(most)}"] if most > 1.2 * least else []
     facts += [f"{count(found.updates)} updates in each"] if found.updates > 1 else []
     facts += [f"{duration_text(found.warm_up)} to warm up"] if found.warm_up > 0.05 * found.condensing_seconds else []
+    made = [("compiled kernels", duration_text(found.kernels), "each once, and kept")] if found.kernels else []
     rows = [f"{row.networks} x {row.name} {duration_text(row.seconds / row.networks)}" for row in found.evaluation]
     return [
         ("start, loading the data", duration_text(found.start), ""),
         ("preparation", duration_text(found.preparation + found.initialisation), ""),
+        *made,
         (
             f"{count(found.iterations)} iterations",
             duration_text(found.condensing_seconds),

@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from dcf.compiled._kernels import Kind, kernel_for
+from dcf.compiled._kernels import Kind, kernel_for, seconds_spent
 from dcf.compiled._rules import processor_suits, worthwhile
 from dcf.networks.base import NetworkState
 
@@ -42,6 +42,7 @@ __all__ = [
     "loss_gradients",
     "matched_gradients",
     "noticed",
+    "seconds_spent",
     "weight_gradients",
 ]
 

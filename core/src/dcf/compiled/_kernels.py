@@ -19,7 +19,7 @@ from dcf.compiled._rules import Kind
 from dcf.data.cache import cache_dir
 from dcf.networks.base import NetworkState
 
-__all__ = ["Kind", "kernel_for"]
+__all__ = ["Kind", "kernel_for", "seconds_spent"]
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,8 @@ Kernel = Callable[..., tuple[Tensor, ...]]
 
 #: Kernels by what they are for; None where one could not be made, which is not tried again.
 _MADE: dict[Hashable, Kernel | None] = {}
+#: Seconds that making each of them took.
+_SECONDS: dict[Hashable, float] = {}
 #: What a kernel may differ by from the plain way, relative to the norm of all results together. bf16 costs some
 #: percent where a gradient nearly cancels; a network that was misunderstood is off by its whole size.
 _DIFFERENCE: Final = 0.3
@@ -54,9 +56,16 @@ def kernel_for(
     key = (kind, rounded, net.origin, net.module.training, shapes)
     inputs = [*data, *(w.detach() for w in weights)]
     if key not in _MADE:
+        began = time.perf_counter()
         _MADE[key] = _make(kind, rounded, net, len(data), inputs)
+        _SECONDS[key] = time.perf_counter() - began
     kernel = _MADE[key]
     return None if kernel is None else list(kernel(*inputs))
+
+
+def seconds_spent() -> float:
+    """Seconds that this process has spent on making kernels, those that could not be made among them."""
+    return sum(_SECONDS.values())
 
 
 def _make(kind: Kind, rounded: Rounded, net: NetworkState, data: int, inputs: list[Tensor]) -> Kernel | None:

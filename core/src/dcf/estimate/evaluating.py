@@ -9,6 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from dcf import compiled
 from dcf.build import spec_text
 from dcf.data.real import Split
 from dcf.estimate.gauge import Gauge
@@ -106,15 +107,15 @@ class Evaluation:
     def _seconds_per_image(self, material: Material, epochs: int, gauge: Gauge) -> float:
         """Seconds that an image takes in training: after a step that warms up, over as many steps as need a while."""
         batch = self.ctx.rules.batch
-        first, _ = self._train(material, 1, gauge)
-        seconds, images = self._train(material, _FEWEST, gauge)
+        first, _ = self._train(material, 1, epochs, gauge)
+        seconds, images = self._train(material, _FEWEST, epochs, gauge)
         steps = min(int(_ENOUGH * _FEWEST / max(seconds, 1e-6)), epochs * math.ceil(material.epoch_length / batch))
         if steps > _FEWEST and first + seconds < _ENOUGH:
-            seconds, images = self._train(material, steps, gauge)
+            seconds, images = self._train(material, steps, epochs, gauge)
         return seconds / images
 
-    def _train(self, material: Material, steps: int, gauge: Gauge) -> tuple[float, int]:
-        """Seconds of about so many optimiser steps of a fresh network, and the images they saw."""
+    def _train(self, material: Material, steps: int, epochs: int, gauge: Gauge) -> tuple[float, int]:
+        """Seconds of about so many optimiser steps of a fresh network that has so many epochs, and the images seen."""
         ctx, rules = self.ctx, self.ctx.rules
         per_epoch = min(steps, math.ceil(material.epoch_length / rules.batch))
         order = material.order(ctx.generator(0, 0, "order"))
@@ -124,20 +125,23 @@ class Evaluation:
 
         state = self._network()
         augmenter = ctx.augmenter(ctx.augment_spec([self.set]))
+        length = math.ceil(steps / per_epoch)
         begin = gauge.now()
-        trained = train(
-            state,
-            material.fetch,
-            shortened,
-            Schedule.constant(rules.step_size(material.lr), math.ceil(steps / per_epoch)),
-            batch=rules.batch,
-            momentum=rules.momentum,
-            weight_decay=rules.weight_decay,
-            optimizer=rules.optimizer,
-            augmentation=random_augmentation(
-                augmenter, self.data.spec.shape, ctx.generator(0, 0, "augment"), self.data.spec.num_classes
-            ),
-        )
+        # Whether a kernel pays depends on how long the real thing is.
+        with compiled.expected(ctx.n_nets * epochs // length):
+            trained = train(
+                state,
+                material.fetch,
+                shortened,
+                Schedule.constant(rules.step_size(material.lr), length),
+                batch=rules.batch,
+                momentum=rules.momentum,
+                weight_decay=rules.weight_decay,
+                optimizer=rules.optimizer,
+                augmentation=random_augmentation(
+                    augmenter, self.data.spec.shape, ctx.generator(0, 0, "augment"), self.data.spec.num_classes
+                ),
+            )
         return gauge.now() - begin, trained.images_seen
 
     def _network(self) -> NetworkState:
@@ -149,7 +153,8 @@ class Evaluation:
         """Seconds that testing one network takes."""
         test = self.data.test
         part = test.select(torch.arange(min(len(test), _TESTED)))
-        state = self._network()
+        state, more = self._network(), len(test) / len(part)
         begin = gauge.now()
-        evaluate_accuracy(state, part)
-        return (gauge.now() - begin) * len(test) / len(part)
+        with compiled.expected(round(self.ctx.n_nets * more)):
+            evaluate_accuracy(state, part)
+        return (gauge.now() - begin) * more

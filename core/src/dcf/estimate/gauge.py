@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from dcf import compiled
 from dcf.estimate.memory import Machine, peak_resident, resident
 
 __all__ = ["Gauge"]
@@ -34,10 +35,14 @@ class Gauge:
         return f"cpu, {threads} thread{'' if threads == 1 else 's'}"
 
     def now(self) -> float:
-        """Seconds on some clock, once everything that was asked for is done."""
+        """Seconds on some clock, once everything that was asked for is done; it stands still while kernels are made."""
         if self.on_gpu:
             torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        return time.perf_counter() - self.kernels()
+
+    def kernels(self) -> float:
+        """Seconds that making compiled kernels took so far: each is made once, however long a run is."""
+        return compiled.seconds_spent()
 
     def used(self) -> int:
         """Bytes in use."""

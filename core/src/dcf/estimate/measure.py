@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any, Final
 
+from dcf import compiled
 from dcf.build import create
 from dcf.components import Kind
 from dcf.estimate.advice import advice_on_data, advice_on_evaluation, advice_on_run
@@ -61,7 +62,8 @@ def measured(request: Request, tell: Tell, began: float) -> dict[str, Any]:
     prepared = prepare(request, _Stages(tell))
     start, base, room = gauge.now() - began, gauge.used(), gauge.room()
     tell(part="preparing", stage="preparing", advice=_early_advice(prepared, gauge.on_gpu))
-    with precision_of(prepared.config.precision):
+    precision = prepared.config.precision
+    with precision_of(precision), compiled.allowed(precision, gauge.device):
         session = Session(prepared.config, prepared.data, prepared.matcher, prepared.objects)
         session.config = prepared.config.model_copy(update={"class_chunk": session.ctx.class_chunk})
         found = Rehearsal(session, gauge, tell).facts()
@@ -109,6 +111,7 @@ class Rehearsal:
             "preparation": preparation,
             "initialisation": initialisation,
             "evaluation": rows,
+            "kernels": self.gauge.kernels(),
             "peaks": self.peaks,
             "stored_bytes": measure(session.param, session.config.store).nbytes,
             "checkpoint_bytes": checkpoint,
@@ -144,10 +147,11 @@ class Rehearsal:
         """Iterations from all over the run, the first one first, until they took a while."""
         samples: list[Sample] = []
         begin = self.gauge.now()
-        for it in sampled_iterations(self.session.config.iterations):
-            samples.append(self._sample(it, updates, begin))
-            if self.gauge.now() - begin >= _ENOUGH or len(samples) >= _MOST:
-                break
+        with compiled.expected(self.session.config.iterations):
+            for it in sampled_iterations(self.session.config.iterations):
+                samples.append(self._sample(it, updates, begin))
+                if self.gauge.now() - begin >= _ENOUGH or len(samples) >= _MOST:
+                    break
         return samples
 
     def _sample(self, it: int, updates: int, begin: float) -> Sample:

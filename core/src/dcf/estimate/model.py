@@ -97,6 +97,7 @@ class Estimate:
         available_bytes: What the process could have had here; None where the system does not say.
         stored_bytes: Of the tensors that the budget pays for.
         checkpoint_bytes: Of one checkpoint; a run keeps two.
+        kernels: To make compiled kernels, each once (see `dcf.compiled`); in no other time.
         config: The run, completely resolved.
         advice: By part of the run, what would make it smaller.
         limit_bytes: The limit that was given.
@@ -116,6 +117,7 @@ class Estimate:
     available_bytes: int | None
     stored_bytes: int
     checkpoint_bytes: int
+    kernels: float = 0.0
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     advice: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
     limit_bytes: int | None = None
@@ -152,7 +154,7 @@ class Estimate:
     @property
     def seconds(self) -> float:
         """Seconds of the whole run, from the start of the program."""
-        before = self.start + self.preparation + self.initialisation
+        before = self.start + self.preparation + self.initialisation + self.kernels
         return before + self.condensing_seconds + self.evaluation_seconds
 
     @property

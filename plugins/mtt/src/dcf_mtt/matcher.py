@@ -115,7 +115,7 @@ class MTT(dcf.Matcher):
         """Seconds that the missing experts will take."""
         experts = self.expert_set(ctx)
         missing = sum(experts.missing(self.count(ctx), self.config.epochs).values())
-        return missing * experts.seconds_per_epoch() if missing else 0.0
+        return missing * experts.seconds_per_epoch(self.config.epochs) if missing else 0.0
 
     def _begin(self, ctx: dcf.Context, experts: Weights) -> None:
         self.experts = experts
