@@ -23,6 +23,7 @@ from pydantic import BaseModel
 from typer.main import get_command
 
 from dcf.cli.app import build
+from dcf.cli.later import loaded
 from dcf.components import Component, Kind
 from dcf.config import field_rows
 from dcf.evaluation.protocol import load_protocol
@@ -135,8 +136,8 @@ def cli_page(reg: Registry) -> str:
 
 
 def _commands(group: Any, path: str) -> Iterator[str]:
-    for name, command in group.commands.items():
-        full = f"{path} {name}"
+    for name, later in group.commands.items():
+        full, command = f"{path} {name}", loaded(later)
         if hasattr(command, "commands"):
             yield from _commands(command, full)
             continue

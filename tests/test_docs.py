@@ -19,6 +19,7 @@ from typer.main import get_command
 import dcf.hookspecs
 from dcf.cli import options as cli_options
 from dcf.cli.app import build
+from dcf.cli.later import loaded
 from dcf.components import Kind
 from dcf.networks.names import POOLS, REFERENCE_NAMES
 from dcf.recipes import all_recipes
@@ -115,11 +116,18 @@ def test_every_command_and_option_is_in_the_reference(application):
 
 
 def leaves(group, path):
-    for name, command in group.commands.items():
+    for name, later in group.commands.items():
+        command = loaded(later)
         if hasattr(command, "commands"):
             yield from leaves(command, f"{path} {name}")
         else:
             yield f"{path} {name}", command
+
+
+def test_commands_are_listed_with_what_their_own_help_begins_with(application):
+    for name, later in application.commands.items():
+        assert later.help == loaded(later).help.split("\n")[0], name
+        assert loaded(later) is not later
 
 
 def test_signatures_in_the_reference_are_those_of_the_code(generator):
@@ -178,8 +186,9 @@ def parsed(application, words):
     """Parse as the program would, and check everything that it checks without loading data."""
     group, ctx = application, application.make_context("dcf", list(words))
     while hasattr(group, "commands"):
-        name, group, rest = group.resolve_command(ctx, [*ctx._protected_args, *ctx.args])
-        ctx = group.make_context(name, list(rest), parent=ctx)
+        name, later, rest = group.resolve_command(ctx, [*ctx._protected_args, *ctx.args])
+        ctx = later.make_context(name, list(rest), parent=ctx)
+        group = ctx.command
     check = {"condense": accepted_condense, "evaluate": accepted_evaluate, "describe": accepted_name}.get(name)
     if check is not None:
         check(ctx.params)

@@ -50,6 +50,15 @@ def test_command_answers_without_torch(argv, shown):
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], []], ids=" ".join)
+def test_a_list_of_commands_imports_none_of_them(argv):
+    """What options are made of takes as long to import as everything else that help needs."""
+    code = REPORT.replace("heavy = [", 'heavy = [m for m in sys.modules if m.startswith("dcf.cli.")] + [')
+    done = run("-c", code.replace('"torch", ', '"torch", "pydantic", '), *argv)
+    ours = {"dcf.cli.entry", "dcf.cli.app", "dcf.cli.console", "dcf.cli.later"}
+    assert set(json.loads(done.stdout.splitlines()[-1])[1]) == ours, done.stderr
+
+
 def test_info_reads_a_header_without_torch(tmp_path):
     file = tmp_path / "set.safetensors"
     header = json.dumps({"__metadata__": {"dcf.format": "1", "dcf.config": '{"param": "unheard-of:r=4"}'}}).encode()

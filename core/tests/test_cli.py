@@ -3,7 +3,10 @@
 import errno
 import json
 import logging
+import sys
 import types
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -14,6 +17,7 @@ from dcf.cli import app as app_module
 from dcf.cli import main, plugins
 from dcf.cli.console import clean
 from dcf.cli.entry import explain
+from dcf.cli.later import add_later
 from dcf.cli.options import baseline_rows, in_flags, set_options
 from dcf.errors import BudgetError, NonFiniteError, SpecError, UsageError
 from dcf.registry import Candidate, Registry, registry
@@ -239,6 +243,53 @@ def test_a_bad_command_hook_is_a_problem_and_the_rest_works(hook, reason):
     assert reason in reg.problems[0].reason
     assert "dcf_commands" in reg.problems[0].reason
     assert reg.problems[0].distribution == "dcf-bad"
+
+
+def test_a_command_is_imported_when_it_is_run(monkeypatch):
+    imported = []
+
+    def add_to(app):
+        imported.append(1)
+        app.command("hello")(lambda: typer.echo("hello there"))
+        app.command("other")(lambda: None)
+
+    monkeypatch.setitem(sys.modules, "later_module", SimpleNamespace(add_to=add_to))
+    hook = partial(add_later, name="hello", target="later_module:add_to", summary="Say hello.")
+    reg = Registry.of([plugin("good", dcf_commands=lambda app: hook(app))])
+    assert "Say hello." in invoke(reg, "--help").stdout
+    assert imported == []
+    assert invoke(reg, "hello").stdout == "hello there\n"
+    assert imported == [1]
+    assert invoke(reg, "other").exit_code == 2
+
+
+def absent(app): ...
+
+
+def breaks(app):
+    raise RuntimeError("boom\nbang")
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (absent, "'later_module:add_to' failed: KeyError: 'hello'"),
+        (breaks, "'later_module:add_to' failed: RuntimeError: boom bang"),
+        (leaves, "'later_module:add_to' failed: SystemExit: 3"),
+        (None, "'later_module:add_to' failed: ModuleNotFoundError: "),
+    ],
+)
+def test_a_command_that_cannot_be_imported_says_why_and_the_rest_works(monkeypatch, capsys, function, reason):
+    monkeypatch.setitem(sys.modules, "later_module", function and SimpleNamespace(add_to=function))
+    hook = partial(add_later, name="hello", target="later_module:add_to", summary="Say hello.")
+    reg = Registry.of([plugin("bad", dcf_commands=lambda app: hook(app))])
+    monkeypatch.setattr(app_module, "registry", lambda: reg)
+    assert main(["--help"]) == 0
+    assert "Say hello." in capsys.readouterr().out
+    assert main(["hello"]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith(f"error: the command 'hello' cannot be loaded\n  reason: {reason}")
+    assert len(shown.err.splitlines()) == 2
 
 
 @pytest.fixture

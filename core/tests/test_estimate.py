@@ -23,6 +23,7 @@ from dcf import compiled
 from dcf.cli import main
 from dcf.cli.app import build
 from dcf.cli.estimate import estimate_table
+from dcf.cli.later import loaded
 from dcf.compiled import _kernels
 from dcf.estimate import DoesNotFitError, Estimate, EvaluationRow, estimate
 from dcf.estimate import watch as watch_module
@@ -632,7 +633,7 @@ def test_the_options_are_those_of_condense():
     commands = get_command(build()).commands
 
     def flags(name):
-        return {option: (p.metavar, p.help, p.is_flag) for p in commands[name].params for option in p.opts}
+        return {option: (p.metavar, p.help, p.is_flag) for p in loaded(commands[name]).params for option in p.opts}
 
     ours, theirs = flags("estimate"), flags("condense")
     assert set(theirs) - set(ours) == {"--out", "--force", "--dry-run"}

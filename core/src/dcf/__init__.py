@@ -1,6 +1,7 @@
 """dcf condenses a large image dataset into a tiny synthetic one that trains a network almost as well.
 
-Public names are listed in `__all__` and imported on first use, so that `import dcf` stays free of torch.
+Public names are listed in `__all__` and imported on first use, so that `import dcf` stays free of torch and of
+what only options need.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from dcf.components import Component, Kind
-from dcf.config import Config
 from dcf.errors import (
     BudgetError,
     ConfigError,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dcf.assembly import append, merge, slice_set
     from dcf.augmenter import Augmenter
     from dcf.auxiliary import AuxiliaryObjective
+    from dcf.config import Config
     from dcf.context import Context
     from dcf.evaluator import Evaluator
     from dcf.exchange.exporting import export_set
@@ -94,6 +95,7 @@ _LAZY = {
     "Augmenter": "dcf.augmenter",
     "AuxiliaryObjective": "dcf.auxiliary",
     "Batch": "dcf.types",
+    "Config": "dcf.config",
     "Context": "dcf.context",
     "DataSpec": "dcf.types",
     "Evaluator": "dcf.evaluator",

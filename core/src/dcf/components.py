@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dcf.config import Config
 from dcf.errors import DcfError, PluginError
+
+if TYPE_CHECKING:
+    from dcf.config import Config
 
 __all__ = ["Component", "Kind"]
 
@@ -90,6 +92,9 @@ class Component:
         Raises:
             PluginError: When there is none, or it cannot be imported.
         """
+        # The library behind options takes as long to import as all that help needs.
+        from dcf.config import Config
+
         found = self._import(self.config) if self.config else getattr(self.load(), "Config", None)
         if not (isinstance(found, type) and issubclass(found, Config)):
             raise self._broken(f"'{self.config or self.target}' gives no options, which are a dcf.Config")

@@ -4,30 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Final
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
 from dcf import __version__
-from dcf.cli import (
-    assemble,
-    bench,
-    check,
-    condense,
-    data,
-    doctor,
-    estimate,
-    evaluate,
-    exchange,
-    info,
-    new_plugin,
-    plugins,
-    recipes,
-    report,
-)
 from dcf.cli.console import setup_logging
+from dcf.cli.later import add_later
 from dcf.errors import DcfError, PluginError
 from dcf.processes import INTERRUPTED, rank
 from dcf.registry import Problem, Registry, is_strict, registry
@@ -35,6 +20,37 @@ from dcf.registry import Problem, Registry, is_strict, registry
 __all__ = ["Interrupted", "add_plugin_commands", "build"]
 
 log = logging.getLogger(__name__)
+
+
+#: Command to module of this package and summary, as the command's own help begins.
+_COMMANDS: Final = {
+    "condense": ("condense", "Condense a dataset into a small synthetic one."),
+    "resume": ("condense", "Go on with a run that was stopped, killed or not yet evaluated."),
+    "estimate": ("estimate", "Say what a run of dcf condense with these options will take: time, memory, bytes."),
+    "evaluate": ("evaluate", "Train networks on condensed sets and test them on real images; a file says itself how."),
+    "merge": ("assemble", "Make one condensed set of several, of the same classes or of different ones."),
+    "slice": ("assemble", "Take some classes of a condensed set, or the first images of each class."),
+    "append": ("assemble", "Add real images to a condensed set, stored as its own are."),
+    "export": ("exchange", "Write the images of a condensed set for other programs, and say what is lost that way."),
+    "import": ("exchange", "Make a condensed set of a published .pt file; nothing in that file is run."),
+    "list-plugins": ("plugins", "List what is installed; problems come last."),
+    "describe": ("plugins", "Show what a component does and which options it takes."),
+    "info": ("info", "Show what condensed sets say about themselves; needs no plugin and reads no images."),
+    "preview": ("info", "Write a picture of the images of a condensed set, one class a row."),
+    "report": ("report", "Write one page with results, images, curves, settings and sizes, to be opened in a browser."),
+    "recipes": (
+        "recipes",
+        "List recipes, show one with its published and measured accuracies, or run one again and compare.",
+    ),
+    "check": ("check", "Check that a component keeps the promises of its interface."),
+    "doctor": ("doctor", "Examine the installation: versions, devices, plugins, disk; fails when something is broken."),
+    "new-plugin": (
+        "new_plugin",
+        "Write a package with one component that works and is tested, to be changed into yours.",
+    ),
+    "bench": ("bench", "Run methods beside each other, and look at the results; without a command: run."),
+    "data": ("data", "Look at datasets."),
+}
 
 
 class Interrupted(DcfError):  # noqa: N818 - nothing went wrong
@@ -62,23 +78,8 @@ def build(reg: Registry | None = None) -> typer.Typer:
     """
     reg = reg or registry()
     app = typer.Typer(cls=_Group, pretty_exceptions_enable=False, no_args_is_help=True, callback=_start)
-    for module in (
-        condense,
-        estimate,
-        evaluate,
-        assemble,
-        exchange,
-        plugins,
-        info,
-        report,
-        recipes,
-        bench,
-        check,
-        data,
-        doctor,
-        new_plugin,
-    ):
-        module.add_to(app)
+    for name, (module, summary) in _COMMANDS.items():
+        add_later(app, name, f"dcf.cli.{module}:add_to", summary)
     add_plugin_commands(app, reg)
     return app
 

@@ -15,6 +15,11 @@ __all__ = ["dcf_commands"]
 @dcf.hookimpl
 def dcf_commands(app: typer.Typer) -> None:
     """Add `dcf continual`."""
-    from dcf_continual.commands import add_to
+    from dcf.cli.later import add_later
 
-    add_to(app)
+    add_later(
+        app,
+        "continual",
+        "dcf_continual.commands:add_to",
+        "Classes that come step by step, learned from a small memory.",
+    )

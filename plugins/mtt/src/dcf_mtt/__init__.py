@@ -64,6 +64,8 @@ def dcf_components() -> Iterable[dcf.Component]:
 @dcf.hookimpl
 def dcf_commands(app: typer.Typer) -> None:
     """Add `dcf experts`."""
-    from dcf_mtt.commands import add_to
+    from dcf.cli.later import add_later
 
-    add_to(app)
+    add_later(
+        app, "experts", "dcf_mtt.commands:add_to", "Networks trained on the real data, kept for trajectory matching."
+    )
