@@ -133,10 +133,34 @@ def test_what_the_left_one_refuses_is_refused_with_its_reason():
         param.plan(fake_spec(classes=2, shape=(1, 6, 6)), 10**6)
 
 
+@pytest.mark.parametrize("ipc", [5, 7, 20])
+def test_as_many_items_as_fit_where_further_ones_leave_each_with_fewer_labels(ipc):
+    """With `decode=bound` a class has a largest number of images, so that labels grow with the items only at first."""
+    pytest.importorskip("dcf_idc")
+    spec = fake_spec(classes=10, shape=(1, 6, 6))
+    param = create_stack("param", "multiformation:factor=3,decode=bound,bound=12+soft-labels")[-1]
+    assert param.cost(spec, 5) < 5 * param.cost(spec, 1)
+    floats = ipc * 10 * 36
+    count = max(n for n in range(1, 2 * ipc) if param.cost(spec, n) <= floats)
+    assert param.plan(spec, floats) == count
+
+
+def test_smallest_budget_may_be_that_of_several_items():
+    pytest.importorskip("dcf_idc")
+    spec = fake_spec(classes=50, shape=(1, 6, 6))
+    param = create_stack("param", "multiformation:factor=3,decode=bound,bound=10+soft-labels")[-1]
+    least = min(param.cost(spec, n) for n in range(1, 6))
+    assert least == param.cost(spec, 3) < param.cost(spec, 1)
+    assert param.plan(spec, least) == 3
+    with pytest.raises(dcf.BudgetError, match=f"the smallest that works is {least} floats"):
+        param.plan(spec, least - 1)
+
+
 def test_most_items_agrees_with_counting():
     for floats in range(0, 200, 7):
-        count = max(n for n in range(200) if n == 0 or 13 * n + 5 * n <= floats)
-        assert most_items(lambda left: left // 13, lambda n: 5 * n, floats, 200) == count
+        for labels in (lambda n: 5 * n, lambda n: 5 * (4 * n if n < 4 else n), lambda n: 5 * max(n, min(3 * n, 12))):
+            count = max(n for n in range(200) if n == 0 or 13 * n + labels(n) <= floats)
+            assert most_items(lambda left: left // 13, labels, floats, 5) == count
 
 
 def test_least_floats_finds_the_first_budget_that_holds_anything():

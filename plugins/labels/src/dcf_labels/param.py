@@ -69,7 +69,7 @@ class SoftLabels(dcf.Parameterization):
         items = self._items(spec, floats)
         if items:
             return items
-        least = least_floats(lambda budget: self._items(spec, budget), self.cost(spec, 1))
+        least = least_floats(lambda budget: self._items(spec, budget), self.below.cost(spec, 1))
         if least is None:  # what stores the images refuses them whatever the budget, and says why
             self.below.plan(spec, floats)
         raise dcf.BudgetError(
@@ -78,15 +78,11 @@ class SoftLabels(dcf.Parameterization):
         )
 
     def _items(self, spec: dcf.DataSpec, floats: int) -> int:
-        one, two = self.cost(spec, 1), self.cost(spec, 2)
-        if floats < one:
-            return 0
-        most = 1 + (floats - one) // max(1, two - one)
-        if type(self.below).plan is dcf.Parameterization.plan:
-            return most
-        first, second = self._label_floats(spec, 1), self._label_floats(spec, 2)
         return most_items(
-            lambda left: self.below.plan(spec, left), lambda n: first + (n - 1) * (second - first), floats, most
+            lambda left: self.below.plan(spec, left),
+            lambda items: self._label_floats(spec, items),
+            floats,
+            spec.num_classes**2,
         )
 
     def _label_floats(self, spec: dcf.DataSpec, items: int) -> int:
