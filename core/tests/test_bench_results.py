@@ -222,13 +222,26 @@ def test_markdown_latex_and_csv():
     odd = row("a_b|c & 5%", sweep={"param.r": "2"})
     shown = shown_rows([bench(odd, RANDOM)])
     assert "| a\\_b\\|c & 5% |" in markdown_text(long_sheet(shown))
-    assert r"a\_b|c \& 5\% & ipc=1" in latex_text(long_sheet(shown))
+    assert r"a\_b\textbar{}c \& 5\% & ipc=1" in latex_text(long_sheet(shown))
     lines = list(csv.DictReader(io.StringIO(csv_text(shown))))
     assert lines[0]["method"] == "a_b|c & 5%"
     assert float(lines[0]["mean"]) == odd.stat.mean
     assert float(lines[0]["vs_random"]) == pytest.approx(odd.stat.mean - RANDOM.stat.mean)
     assert lines[0]["sweep"] == "param.r=2"
     assert lines[1]["vs_random"] == ""
+
+
+@pytest.mark.parametrize(
+    ("label", "written"),
+    [
+        ("<b> > |x|", r"\textless{}b\textgreater{} \textgreater{} \textbar{}x\textbar{} & "),
+        ("[1] of 2", "{}[1] of 2 & "),
+        ("*", "{}* & "),
+    ],
+)
+def test_latex_shows_what_a_label_says(label, written):
+    lines = latex_text(long_sheet(shown_rows([bench(row(label), RANDOM)]))).splitlines()
+    assert any(line.startswith(written) for line in lines)
 
 
 def test_the_dataset_is_a_column_only_where_there_are_several():

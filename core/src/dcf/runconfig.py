@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import tomllib
 from collections.abc import Mapping
@@ -134,12 +135,19 @@ def apply_overrides(values: dict[str, Any], overrides: Mapping[str, str]) -> dic
         elif key in RunConfig.model_fields and key not in _TABLES:
             values[key] = value
         else:
-            roles = ", ".join([*(f"{r}.OPTION" for r in (*SPEC_ROLES, "protocol")), "optim.GROUP.lr"])
-            raise UsageError(
-                f"--set {key}={value}: '{key}' addresses nothing\n"
-                f"  use {roles}, or one of {', '.join(f for f in RunConfig.model_fields if f not in _TABLES)}"
-            )
+            raise _addresses_nothing(key, value)
     return values
+
+
+def _addresses_nothing(key: str, value: str) -> UsageError:
+    own = [field for field in RunConfig.model_fields if field not in _TABLES]
+    role, dot, option = key.partition(".")
+    close = difflib.get_close_matches(role, [*SPEC_ROLES, "protocol", "optim"] if dot else own, n=1)
+    hint = f"  did you mean '{close[0]}{dot}{option}'?\n" if close else ""
+    roles = ", ".join([*(f"{r}.OPTION" for r in (*SPEC_ROLES, "protocol")), "optim.GROUP.lr"])
+    return UsageError(
+        f"--set {key}={value}: '{key}' addresses nothing\n{hint}  use {roles}, or one of {', '.join(own)}"
+    )
 
 
 def _with_option(stack: Stack, path: str, value: str, flag: str) -> Stack:

@@ -15,6 +15,7 @@ __all__ = ["csv_text", "latex_text", "markdown_text"]
 _SPECIAL: Final = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "\n": " ",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
 }  # fmt: skip
 
 
@@ -45,7 +46,9 @@ def latex_text(sheet: Sheet) -> str:
 
 
 def _latex_line(cells: Sequence[str]) -> str:
-    return " & ".join("".join(_SPECIAL.get(c, c) for c in cell) for cell in cells) + r" \\"
+    line = " & ".join("".join(_SPECIAL.get(c, c) for c in cell) for cell in cells) + r" \\"
+    # Right behind a line break these two would be taken for its arguments.
+    return f"{{}}{line}" if line.startswith(("[", "*")) else line
 
 
 #: Columns of the CSV: everything, as numbers, whatever a table for people would show.

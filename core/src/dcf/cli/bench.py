@@ -51,6 +51,8 @@ class _RunByDefault(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put `run` in front of what names no command."""
         if args and args[0] not in self.commands and args[0] != "--help":
+            if not args[0].startswith("-"):
+                _require_file(Path(args[0]))
             args = ["run", *args]
         return super().parse_args(ctx, args)
 

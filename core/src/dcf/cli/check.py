@@ -10,7 +10,7 @@ from rich.table import Table
 from dcf import build
 from dcf.cli.console import clean, print_json, stdout
 from dcf.cli.options import AsJson
-from dcf.cli.plugins import KindOption, one_kind
+from dcf.cli.plugins import KindOption, no_such, one_kind
 from dcf.components import Kind
 from dcf.errors import UsageError
 from dcf.registry import registry
@@ -60,5 +60,5 @@ def _only_kind(text: str) -> Kind:
         raise UsageError(f"'{name}' is of several kinds; say which: {' or '.join(f'--kind {k}' for k in kinds)}")
     if not kinds:
         names = sorted({i.component.name for i in registry().items() if i.component.kind not in _NOT_CODE})
-        raise UsageError(f"no component named '{name}'\n  installed: {', '.join(names)}")
+        raise no_such("component", name, names)
     return kinds[0]

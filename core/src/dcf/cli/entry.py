@@ -86,6 +86,8 @@ def _usage(problem: BaseException) -> str:
         return ""
     ctx = getattr(problem, "ctx", None)
     command = ctx.command_path if ctx is not None else "dcf"
+    # Values are checked by pydantic, which has a voice of its own.
+    text = text.replace(": Value error, ", ": ").replace(": Input should be ", ": expected a value ")
     return f"{text[0].lower()}{text[1:]}\n  see: {command} --help"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +16,7 @@ from dcf.components import Component, Kind
 from dcf.errors import PluginError, UsageError
 from dcf.registry import Plugin, Problem, Registered, Registry, registry
 
-__all__ = ["add_to", "describe", "list_plugins", "one_kind"]
+__all__ = ["add_to", "describe", "list_plugins", "no_such", "one_kind"]
 
 KindOption = Annotated[
     str | None,
@@ -122,9 +123,19 @@ def _named(name: str, kind: Kind | None, reg: Registry) -> list[Registered]:
         if named or name in (problem.plugin, problem.distribution):
             raise PluginError(f"'{name}' is unavailable\n  reason: {problem}")
     names = sorted({item.component.name for item in reg.items(kind)})
+    raise no_such(kind.noun if kind is not None else "component", name, names)
+
+
+def no_such(what: str, name: str, names: Sequence[str]) -> UsageError:
+    """What to tell a user who names something that is not installed.
+
+    Args:
+        what: What was looked for, as in a sentence.
+        name: The name that was given.
+        names: Those that are installed.
+    """
     hints = [f"did you mean '{n}'?" for n in difflib.get_close_matches(name, names, n=1)]
-    what = kind.noun if kind is not None else "component"
-    raise UsageError("\n  ".join([f"no {what} named '{name}'", *hints, f"installed: {', '.join(names)}"]))
+    return UsageError("\n  ".join([f"no {what} named '{name}'", *hints, f"installed: {', '.join(names)}"]))
 
 
 def _describe(item: Registered) -> None:

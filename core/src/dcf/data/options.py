@@ -76,6 +76,16 @@ def _size_text(value: Any) -> Any:
     return "x".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
+def _checked_size(value: str) -> str:
+    if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", value) is None:
+        raise ValueError(f"expected a side in pixels such as 64, or HxW such as 48x64, got '{value}'")
+    return value
+
+
+def _checked_size_or_auto(value: str) -> str:
+    return value if value == "auto" else _checked_size(value)
+
+
 def _class_list(value: Any) -> Any:
     """Classes as texts; their order means nothing, so that there is one way to write each selection."""
     if not isinstance(value, (tuple, list)):
@@ -99,10 +109,8 @@ class FolderConfig(NormConfig):
         description="share of each class to test on when there is no test folder; 0: no test",
     )
     seed: int = Field(0, ge=0, description="which images the split takes")
-    size: Annotated[str, BeforeValidator(_size_text)] = Field(
-        "auto",
-        pattern=r"^(auto|[1-9]\d*|[1-9]\d*x[1-9]\d*)$",
-        description="side in pixels, HxW, or auto: that of the files",
+    size: Annotated[str, BeforeValidator(_size_text), AfterValidator(_checked_size_or_auto)] = Field(
+        "auto", description="side in pixels, HxW, or auto: that of the files"
     )
     resize: Literal["crop", "squash"] = Field(
         "crop", description="fill the size and cut off evenly, or change the aspect ratio"
@@ -121,8 +129,8 @@ class FolderConfig(NormConfig):
 class PhotosConfig(NormConfig):
     """How the photographs of ImageNet become tensors of one shape, and their value space."""
 
-    size: Annotated[str, BeforeValidator(_size_text)] = Field(
-        "128", pattern=r"^([1-9]\d*|[1-9]\d*x[1-9]\d*)$", description="side in pixels, or HxW"
+    size: Annotated[str, BeforeValidator(_size_text), AfterValidator(_checked_size)] = Field(
+        "128", description="side in pixels, or HxW"
     )
     resize: Literal["squash", "crop"] = Field(
         "squash",
