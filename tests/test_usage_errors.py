@@ -156,7 +156,7 @@ CASES = [
     Case("check-name", ["check", "pixles"], ["no component named 'pixles'", "did you mean 'pixels'?"]),
     Case("bench-command", ["bench", "tabel", "x"], ["'tabel' is neither a file nor a command", "'dcf bench table'"]),
     Case("choice", ["bench", "table", "x", "--format", "rst"], ["value for '--format': 'rst' is not one of 'rich'"]),
-    Case("parser-bound", ["bench", "check", "x", "--rerun", "-1"], ["value for '--rerun': expected a value greater than"]),
+    Case("parser-bound", ["bench", "check", "x", "--rerun", "-1"], ["'--rerun': expected a value greater than"]),
     Case("check-kind", ["check", "dm", "--kind", "param"], ["no parameterization named 'dm'"], "dm"),
     Case("data-check", ["data", "check", "digit"], ["did you mean 'digits'?"], "digit"),
     Case(

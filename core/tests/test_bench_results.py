@@ -18,6 +18,7 @@ from dcf.bench.table import long_sheet, pivot_sheet, shown_rows
 from dcf.cli import main
 from dcf.errors import FormatError, UsageError
 from dcf.evaluation.statistics import summarize
+from dcf.figures import as_label
 
 
 def row(label="a", values=((0.5, 0.6), (0.55, 0.65)), role="method", **changes):
@@ -401,6 +402,27 @@ def test_equal_rows_give_equal_pictures(tmp_path, capsys):
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert capsys.readouterr().out.splitlines()[-1].endswith("a.png")
+
+
+@pytest.mark.parametrize("label", ["costs $1, not $x^{$ 2", "_hidden", "two\nlines"])
+def test_any_label_and_dataset_can_be_drawn(tmp_path, label):
+    pytest.importorskip("matplotlib")
+    named = {"spec": label, "id": label, "checksum": "1"}
+    save_plot(shown_rows([bench(row(label, data=named))]), tmp_path / "odd.svg", "bytes")
+    assert (tmp_path / "odd.svg").stat().st_size > 10_000
+
+
+def test_a_legend_says_what_a_label_says():
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    for label in ("_hidden", "$x^{$", r"\$", "a\n b"):
+        axes.plot([0, 1], label=as_label(label))
+    axes.figure.canvas.draw()
+    shown = [text.get_text() for text in axes.legend().get_texts()]
+    assert shown == [" _hidden", r"\$x^{\$", r"\\$", "a b"]
+    axes.figure.canvas.draw()
 
 
 def test_nothing_to_draw_is_said(tmp_path, capsys):

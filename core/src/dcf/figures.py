@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from dcf.errors import PluginError, RunError, UsageError
 
-__all__ = ["RC", "require_form", "require_matplotlib", "write_figure"]
+__all__ = ["RC", "as_label", "require_form", "require_matplotlib", "write_figure"]
 
 #: Settings of matplotlib with which equal figures give equal files.
 RC: Final[dict[Any, Any]] = {"svg.hashsalt": "dcf", "svg.fonttype": "path"}
@@ -34,6 +34,18 @@ def require_form(out: Path) -> None:
     """
     if out.suffix.lower() not in _FORMS:
         raise UsageError(f"-o {out}: expected a file ending in {' or '.join(_FORMS)}")
+
+
+def as_label(text: str) -> str:
+    """A text that matplotlib shows as it is, on one line.
+
+    Two dollars would make a formula of what is between them, and a legend leaves out what begins with an underscore.
+
+    Args:
+        text: A label, a title, or the name of a tick.
+    """
+    plain = " ".join(text.split()).replace("$", r"\$")
+    return f" {plain}" if plain.startswith("_") else plain
 
 
 def write_figure(figure: Any, out: Path) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from dcf.bench.compare import random_of
 from dcf.bench.table import NOT_COMPARABLE, Shown
 from dcf.errors import UsageError
-from dcf.figures import RC, require_form, require_matplotlib, write_figure
+from dcf.figures import RC, as_label, require_form, require_matplotlib, write_figure
 
 __all__ = ["Curve", "axis_of", "curves", "save_plot"]
 
@@ -169,7 +169,8 @@ def save_plot(shown: Sequence[Shown], out: Path, axis: str) -> None:
         for axes, name in zip(figure.subplots(1, len(datasets), squeeze=False)[0], datasets, strict=True):
             _draw(axes, [one for one in shown if one.row.data_name == name], name, axis)
         protocols = list(dict.fromkeys(one.row.protocol for one in shown))
-        figure.suptitle(f"{', '.join(protocols)}; bars and bands: one population standard deviation", fontsize=8)
+        title = f"{', '.join(protocols)}; bars and bands: one population standard deviation"
+        figure.suptitle(as_label(title), fontsize=8)
         if any(not one.bench.comparable for one in shown):
             figure.text(
                 0.5, 0.5, NOT_COMPARABLE, fontsize=40, color="0.6", alpha=0.35, rotation=30, ha="center", va="center"
@@ -182,9 +183,9 @@ def _draw(axes: Any, shown: Sequence[Shown], name: str, axis: str) -> None:
     found = curves(shown, axis) if not words else _by_words(shown, axis, words)
     for role, draw in (("method", _draw_method), ("random", _draw_random), ("whole", _draw_whole)):
         for number, curve in enumerate(c for c in found if c.role == role):
-            draw(axes, curve, number)
+            draw(axes, replace(curve, label=as_label(curve.label)), number)
     if words:
-        axes.set_xticks(range(len(words)), words)
+        axes.set_xticks(range(len(words)), [as_label(word) for word in words])
     elif axis in SIZES or _spans(shown, axis):
         axes.set_xscale("log", base=10 if axis in SIZES else 2)
         if axis not in SIZES:
@@ -194,7 +195,8 @@ def _draw(axes: Any, shown: Sequence[Shown], name: str, axis: str) -> None:
     axes.set_xlabel(SIZES.get(axis, axis))
     axes.set_ylabel("test accuracy in percent")
     short = len(name) <= _TITLE
-    axes.set_title(name if short else textwrap.fill(name, 3 * _TITLE // 2), fontsize=10 if short else 7)
+    title = as_label(name)
+    axes.set_title(title if short else textwrap.fill(title, 3 * _TITLE // 2), fontsize=10 if short else 7)
     axes.grid(visible=True, alpha=0.3)
     axes.legend(fontsize=8)
 
@@ -207,8 +209,6 @@ def _words(shown: Sequence[Shown], axis: str) -> list[str]:
 
 def _by_words(shown: Sequence[Shown], axis: str, words: Sequence[str]) -> list[Curve]:
     """The lines with the numbers of the words as positions."""
-    from dataclasses import replace
-
     numbered = [
         replace(one, row=one.row.model_copy(update={"sweep": _numbered(one.row.sweep, axis, words)})) for one in shown
     ]

@@ -10,7 +10,7 @@ from rich.table import Table
 import dcf
 from dcf.cli.console import clean
 from dcf.evaluation import Stat
-from dcf.figures import RC, require_form, require_matplotlib, write_figure
+from dcf.figures import RC, as_label, require_form, require_matplotlib, write_figure
 from dcf_continual.model import Stream, StreamRow
 
 __all__ = ["require_head", "save_curves", "stream_table"]
@@ -105,7 +105,7 @@ def save_curves(stream: Stream, out: Path, head: str | None = None) -> None:
         axes.grid(visible=True, alpha=0.3)
         axes.legend(fontsize=8)
         title = f"{stream.id}, head '{head}'; bands: one population standard deviation"
-        figure.suptitle(textwrap.fill(title, _TITLE, break_on_hyphens=False), fontsize=7)
+        figure.suptitle(textwrap.fill(as_label(title), _TITLE, break_on_hyphens=False), fontsize=7)
         write_figure(figure, out)
 
 
@@ -113,5 +113,5 @@ def _draw(axes: object, places: list[int], row: StreamRow, head: str, colour: st
     mean = [100 * stat.mean for stat in row.accuracy[head]]
     spread = [100 * stat.pooled for stat in row.accuracy[head]]
     low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
-    axes.plot(places, mean, label=row.label, color=colour, marker="o")  # type: ignore[attr-defined]
+    axes.plot(places, mean, label=as_label(row.label), color=colour, marker="o")  # type: ignore[attr-defined]
     axes.fill_between(places, low, high, color=colour, alpha=0.2, linewidth=0)  # type: ignore[attr-defined]
