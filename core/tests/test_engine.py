@@ -165,6 +165,18 @@ def test_nan_stops_the_run_before_the_iteration_is_reported():
     assert len(reports) == 2
 
 
+class Endless(Matcher):
+    def outer(self, ctx, it):
+        yield Step(ctx.param.images(torch.arange(2)).sum() + math.inf)
+
+
+def test_an_infinite_loss_stops_the_run_though_the_set_stays_finite():
+    engine = make(Endless())
+    with pytest.raises(dcf.NonFiniteError, match="the loss became inf in iteration 1"):
+        engine.run(0, 3)
+    assert bool(images_of(engine).isfinite().all())
+
+
 class Overflows(Matcher):
     def outer(self, ctx, it):
         yield Step(1e30 * ctx.param.images(torch.arange(2)).sum())
@@ -321,6 +333,14 @@ def test_an_objective_of_every_iteration_takes_part_in_its_first_update_only():
     assert torch.allclose(images_of(engine), after, atol=1e-6)
     assert engine.objectives[0].drawn == [(0, 0), (1, 0)]
     assert float(engine.objectives[0].count) == 2
+
+
+def test_an_objective_that_learned_something_infinite_stops_the_run():
+    engine = shrinking()
+    engine.objectives[0].count = torch.tensor(math.nan)
+    with pytest.raises(dcf.NonFiniteError, match="the synthetic set became NaN or infinite"):
+        engine.run(0, 1)
+    assert bool(images_of(engine).isfinite().all())
 
 
 def test_state_of_objectives_outlives_the_run():

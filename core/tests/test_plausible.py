@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+from dcf.errors import NonFiniteError
 from dcf.pixels import Pixels
 from dcf.plausible import STEP_SIZES, flaw
+from dcf.run import condense
 from dcf.synthetic import load
 from dcf.testing import fake_data, fake_set
-from dcf.testing.fakes import filled
+from dcf.testing.fakes import PullToMean, TinyFactory, filled
 from dcf.types import Hints, Program
 
 
@@ -56,6 +58,15 @@ class Itself(Pixels):
 
     def images(self, index):
         return next(self.parameters())
+
+
+def test_a_run_stops_before_it_keeps_such_a_set(tmp_path):
+    """Its loss stays finite, while the images grow."""
+    options = {"matcher": PullToMean(), "data": fake_data(), "network": TinyFactory(), "ipc": 1, "evaluate": False}
+    with pytest.raises(NonFiniteError, match=r"times as large as real ones by iteration 3; the last good checkpoint"):
+        condense(**options, lr=1e5, iterations=4, out=tmp_path, overrides={"checkpoint_every": 3})
+    assert [path.name for path in sorted((tmp_path / "checkpoints").glob("*.safetensors"))] == ["00000000.safetensors"]
+    assert not (tmp_path / "synthetic.safetensors").exists()
 
 
 def test_looking_changes_nothing():

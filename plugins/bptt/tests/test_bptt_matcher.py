@@ -241,6 +241,17 @@ def test_otherwise_every_image_of_every_step_has_its_own(options):
     assert [(shared, len(values)) for shared, values in augmenter.draws] == [(False, 8), *[(False, 2)] * 3]
     drawn = torch.cat([values.flatten() for _, values in augmenter.draws])
     assert len(drawn.unique()) == len(drawn)
+    used = torch.cat([values.flatten() for values in augmenter.uses])
+    assert set(used.tolist()) == set(drawn.tolist())
+
+
+@pytest.mark.parametrize("make", [dd, bptt])
+def test_a_training_that_blows_up_moves_nothing_and_ends_the_run(make):
+    run = engine(make(nets=2, lr=1e6))
+    before = [t.detach().clone() for t in run.watch]
+    with pytest.raises(dcf.NonFiniteError, match=r"3 iterations in a row(?s:.*)lower the step size"):
+        run.run(0, 3)
+    assert all(map(torch.equal, run.watch, before))
 
 
 # --- images and classes -----------------------------------------------------------------------------------------------

@@ -205,7 +205,7 @@ def gradients(augmenter=None, labels=False, dtype=torch.float64, **changes):
     param = SoftLabels(SoftLabelsConfig(form="logits")) if labels else dcf.testing.fakes.Pixels()
     param = filled(param, data, 2).to(dtype)
     ctx = context(param, data, augmenter=augmenter)
-    matcher = MTT(options(syn_steps=6, batch_syn=4, **changes))
+    matcher = MTT(options(**{"syn_steps": 6, "batch_syn": 4} | changes))
     begin(ctx, matcher)
     loss = first_step(ctx, matcher).loss
     learned = [*param.parameters(), matcher.step_size.raw]
@@ -222,6 +222,13 @@ def test_every_exact_way_gives_the_same_gradients(augmenter, labels):
         for a, b in zip(found, wanted, strict=True):
             # The step size is learned in float32.
             assert torch.allclose(a, b, rtol=1e-9 if a.dtype == torch.float64 else 1e-5, atol=1e-14)
+
+
+def test_truncated_gradient_is_exact_for_one_step_and_another_one_for_several():
+    assert all(map(torch.equal, gradients(unroll="tesla", syn_steps=1), gradients(syn_steps=1)))
+    (loss, *exact), (same, *found) = gradients(), gradients(unroll="tesla")
+    assert torch.equal(loss, same)
+    assert all(float((a - b).norm() / b.norm()) > 1e-3 for a, b in zip(found, exact, strict=True))
 
 
 def test_released_scale_halves_the_gradient_of_the_images_alone():
