@@ -140,9 +140,19 @@ def test_a_run_that_cannot_be_updated_any_more_ends_with_the_advice_of_its_match
     assert bool(torch.isfinite(images_of(engine)).all())
 
 
+@pytest.mark.parametrize(
+    ("count", "who"), [(1, "^all there is, iteration 1, made"), (3, "^3 iterations in a row, up to iteration 3")]
+)
+def test_a_short_run_that_was_never_updated_has_failed(count, who):
+    engine = Engine(fake_context(), Explodes([math.nan] * count), lr=0.01, momentum=0.0)
+    with pytest.raises(dcf.NonFiniteError, match=f"{who}(?s:.*)lower the boom"):
+        engine.run(0, count)
+    Engine(fake_context(), Explodes([1.0] + [math.nan] * count), lr=0.01, momentum=0.0).run(0, 1 + count)
+
+
 def test_how_many_were_left_out_survives_a_stop():
     first = Engine(fake_context(), Explodes([math.nan] * 9), lr=0.01, momentum=0.0)
-    first.run(0, 3)
+    first.run(0, 9, should_stop=iter([False, False, True]).__next__)
     second = Engine(fake_context(), Explodes([math.nan] * 9), lr=0.01, momentum=0.0)
     second.load_state_dict(first.state_dict())
     with pytest.raises(dcf.NonFiniteError, match="up to iteration 5"):

@@ -25,7 +25,7 @@ __all__ = ["Engine", "Progress", "check_composition"]
 
 log = logging.getLogger(__name__)
 
-#: Iterations in a row that may go without an update before a run is given up.
+#: Iterations in a row that may go without an update before a run is given up; of a shorter run, all of them.
 _MOST_SKIPPED: Final = 5
 
 
@@ -199,7 +199,7 @@ class Engine:
             The number of iterations that are done.
 
         Raises:
-            NonFiniteError: When a loss or the set became NaN or infinite; the iteration is not reported.
+            NonFiniteError: When a loss or the set became NaN or infinite, or too many iterations made no update.
         """
         self.prepare()
         began = time.monotonic()
@@ -207,7 +207,7 @@ class Engine:
             tally = self.iterate(it)
             loss, logs = tally.read()
             self._guard(it, loss if tally.loss is not None and not tally.skipped else 0.0)
-            self._count_skipped(it, tally, loss)
+            self._count_skipped(it, iterations, tally, loss)
             on_iteration(Progress(it + 1, iterations, loss, logs, time.monotonic() - began))
             if self.world.any(should_stop()):
                 return it + 1
@@ -328,13 +328,13 @@ class Engine:
                 f"{what} in iteration {it + 1}; the last good checkpoint is kept\n  {self.matcher.advice}"
             )
 
-    def _count_skipped(self, it: int, tally: _Tally, loss: float) -> None:
+    def _count_skipped(self, it: int, iterations: int, tally: _Tally, loss: float) -> None:
         self.skipped = self.skipped + 1 if tally.skipped and tally.skipped == tally.updates else 0
-        if self.skipped >= _MOST_SKIPPED:
+        if self.skipped >= min(_MOST_SKIPPED, iterations):
+            many = f"{self.skipped} iterations in a row, up to" if self.skipped > 1 else "all there is,"
             raise NonFiniteError(
-                f"{self.skipped} iterations in a row, up to iteration {it + 1}, made no update, because the loss "
-                f"({loss:.4g}) or its gradient was too large or not finite; the last good checkpoint is kept\n"
-                f"  {self.matcher.advice}"
+                f"{many} iteration {it + 1}, made no update, because the loss ({loss:.4g}) or its gradient was too "
+                f"large or not finite; the last good checkpoint is kept\n  {self.matcher.advice}"
             )
 
     def _require_no_memory(self) -> None:
