@@ -232,7 +232,7 @@ CASES = [
     ),
     # --- files: the request was fine, the file is not: exit status 1 -------------------------------------------------
     Case("file-missing", ["info", "absent.safetensors"], ["no file 'absent.safetensors'"], code=1),
-    Case("file-foreign", ["info", "junk.safetensors"], ["is not a condensed set"], code=1),
+    Case("file-foreign", ["info", "junk.safetensors"], ["is not a safetensors file: its header claims"], code=1),
     Case("file-plain", ["info", "plain.safetensors"], ["not a condensed set: it has no 'dcf.format'"], code=1),
     Case("file-future", ["info", "future.safetensors"], ["format version 99", "update dcf-core"], code=1),
     Case("file-digits", ["info", "digits.safetensors"], ["damaged"], code=1),

@@ -221,7 +221,7 @@ def _not_a_set(path: Path, size: int, length: int) -> str:
     if size < 10:
         return f"'{path}' is not a safetensors file: it has {size} bytes"
     if length > MAX_HEADER:
-        return f"'{path}' is not a condensed set: its header claims {length} bytes; at most {MAX_HEADER} are read"
+        return f"'{path}' is not a safetensors file: its header claims {length} bytes; at most {MAX_HEADER} are read"
     return f"'{path}' is cut off or damaged: its header claims {length} bytes and the file has {size}"
 
 

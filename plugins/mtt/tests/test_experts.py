@@ -20,11 +20,22 @@ from dcf.files import DIGEST, pack, read_tensors
 from dcf.networks.convnet import ConvNetFactory
 from dcf.networks.options import ConvNetConfig
 from dcf.testing.fakes import TinyFactory, fake_data
+from dcf.training import BLOWN_UP
 from dcf_dsa.augment import DSA
 from dcf_mtt import experts as module
 from dcf_mtt.experts import ExpertSet
 from dcf_mtt.options import Training
-from dcf_mtt.store import claimed, examine, expert_path, experts_in, read_facts, read_row, split_row
+from dcf_mtt.store import (
+    checksum,
+    claimed,
+    examine,
+    expert_path,
+    experts_in,
+    read_facts,
+    read_row,
+    split_row,
+    write_expert,
+)
 from dcf_mtt.workers import Job, Tally, expert_set, spread
 
 
@@ -135,6 +146,12 @@ def test_whatever_decides_them_is_in_the_key(tmp_path, change):
 def test_key_survives_the_file(tmp_path):
     made = make(experts(tmp_path, augmenter=DSA(DSA.Config())), 1, 1)
     assert read_facts(expert_path(made.folder, 0)).key == made.key
+
+
+def test_expert_that_blows_up_short_of_infinity_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_probe", lambda *_: (BLOWN_UP, 0.1))
+    with pytest.raises(dcf.NonFiniteError, match="diverged in epoch 0"):
+        make(experts(tmp_path), 1, 2)
 
 
 @pytest.mark.parametrize("lr", [1e20, 1e6])
@@ -299,6 +316,24 @@ def test_useless_weights_are_found(tmp_path, spoil, reason):
     path.write_bytes(pack(tensors, metadata))
     with pytest.raises(dcf.FormatError, match=reason):
         examine(path)
+
+
+def test_useless_weights_are_not_trained_towards(tmp_path):
+    made = make(experts(tmp_path), 1, 2)
+    path = expert_path(made.folder, 0)
+    facts, row = read_facts(path), torch.full_like(theta(made, 0)[0], float("nan"))
+    write_expert(path, row.repeat(3, 1), facts.model_copy(update={"sums": (checksum(row),) * 3}))
+    with pytest.raises(dcf.RunError, match=r"epoch 1 are not finite(.|\n)*dcf resume"):
+        made.weights(0, 1)
+    assert not path.exists()
+
+
+def test_a_file_of_no_use_is_complained_of_once(tmp_path, caplog):
+    path = expert_path(make(experts(tmp_path), 2, 1).folder, 0)
+    path.write_bytes(path.read_bytes()[:100])
+    made = make(experts(tmp_path), 2, 1)
+    assert made.missing(2, 1) == {}
+    assert caplog.text.count("training this expert again") == 1
 
 
 def test_file_in_another_place_is_found(tmp_path):

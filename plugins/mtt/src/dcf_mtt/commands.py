@@ -28,6 +28,7 @@ __all__ = ["add_to", "check", "show", "train"]
 
 #: Epochs that are trained where neither the user nor a recipe says how many; as published.
 _EPOCHS = 50
+_NOTHING = "no experts are kept yet; train some: dcf experts train --data NAME"
 
 
 class Counts(dcf.Config):
@@ -159,7 +160,9 @@ def check(
     if key is not None and not folders:
         raise dcf.UsageError(f"no experts are kept under '{key}' (see: dcf experts list)")
     results = [_examined(folder) for folder in folders]
-    if json:
+    if not folders and not json:
+        typer.echo(_NOTHING)
+    elif json:
         print_json({"sets": results, "ok": not any(result["problems"] for result in results)})
     else:
         for result in results:
@@ -223,7 +226,7 @@ def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
         print_json({"sets": rows})
         return
     if not rows:
-        typer.echo("no experts are kept yet; train some: dcf experts train --data NAME")
+        typer.echo(_NOTHING)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for header in ("key", "data", "network", "augment", "experts", "epochs", "accuracy", "size", "damaged"):

@@ -131,7 +131,9 @@ class ExpertSet:
             if (found.key, found.number) != (self.key, number):
                 raise dcf.FormatError(f"'{path}' holds another expert than its place says")
         except dcf.FormatError as error:
-            log.warning("%s; training this expert again", error)
+            if number not in self._refused:
+                log.warning("%s; training this expert again", error)
+            self._refused.add(number)
             return None
         return found
 
@@ -148,6 +150,11 @@ class ExpertSet:
     @cached_property
     def _known(self) -> dict[int, ExpertFacts]:
         return {}
+
+    @cached_property
+    def _refused(self) -> set[int]:
+        """Experts whose files were said to be of no use: asked again, they are not complained of again."""
+        return set()
 
     def weights(self, number: int, epoch: int) -> dict[str, Tensor]:
         """Weights of an expert after some epochs, by name, on the CPU.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import Field, ValidationError
 
 import dcf
+from dcf.estimate.units import size_text
 from dcf.files import Header, read_header, read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def write_expert(path: Path, theta: Tensor, facts: ExpertFacts) -> None:
         write_tensors(path, {_THETA: theta}, {_METADATA: facts.model_dump_json()})
     except dcf.RunError as error:
         raise dcf.RunError(
-            f"{error}\n  an expert takes {theta.nbytes / 2**20:.0f} MiB; set DCF_CACHE to a folder that has room"
+            f"{error}\n  an expert takes {size_text(theta.nbytes)}; set DCF_CACHE to a folder that has room"
         ) from None
 
 
@@ -161,7 +162,8 @@ def read_row(path: Path, facts: ExpertFacts, epoch: int) -> Tensor:
         `(P,)` float32 on the CPU.
 
     Raises:
-        FormatError: When the file has changed since `facts` were read, or the row is not what was written.
+        FormatError: When the file has changed since `facts` were read, or the row is not what was written, or no
+            network can have such weights.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -172,6 +174,8 @@ def read_row(path: Path, facts: ExpertFacts, epoch: int) -> Tensor:
         raise dcf.FormatError(f"cannot read '{path}': {error}") from None
     if checksum(row) != facts.sums[epoch]:
         raise dcf.FormatError(f"'{path}' is damaged: the weights of epoch {epoch} are not those that were written")
+    if not bool(row.isfinite().all()):
+        raise dcf.FormatError(f"'{path}' is useless: some weights of epoch {epoch} are not finite")
     return row
 
 
