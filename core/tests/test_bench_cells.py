@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dcf.bench.cells import cell_key, make_cell
+from dcf.bench.cells import cell_key, make_cell, read_report
 from dcf.bench.gather import cell_timing, gather
 from dcf.bench.pool import Pool, Watcher, worker_environment
 from dcf.bench.run import plan_bench
@@ -111,6 +111,27 @@ def test_a_cell_is_found_again_after_it_was_run(tmp_path):
     assert run_cell(cell.path)
     again = rows(tmp_path, **given)[0].cells[0]
     assert (again.path, again.state) == (cell.path, "done")
+
+
+@pytest.mark.parametrize("lost", ["report", "set", "byte"])
+def test_a_cell_whose_files_are_damaged_is_run_again(tmp_path, lost):
+    given = {"methods": ("noise+mlp",), "sets": 1, "override": {"protocol.epochs": "1", "protocol.steps_min": "1"}}
+    cell = rows(tmp_path, **given)[0].cells[0]
+    cell.write()
+    assert run_cell(cell.path)
+    before = read_report(cell.path)
+    if lost == "report":
+        (cell.path / "report.json").write_text('{"schema": "dcf.eval/1"')
+    elif lost == "set":
+        (cell.path / "synthetic.safetensors").unlink()
+    else:
+        content = (cell.path / "synthetic.safetensors").read_bytes()
+        (cell.path / "synthetic.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert cell.state == "begun"
+    cell.write()
+    assert run_cell(cell.path)
+    assert cell.state == "done"
+    assert read_report(cell.path).text(timing=False) == before.text(timing=False)
 
 
 def test_timing_that_a_kill_cut_off_is_no_timing(tmp_path):

@@ -303,3 +303,8 @@ def test_resuming_a_finished_run_only_shows_it(tmp_path, capsys):
     assert again.out == first.out
     assert "evaluating" not in again.err
     assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "run").iterdir()} == before
+    (tmp_path / "run" / "report.json").write_text("{")
+    assert main(["resume", run]) == 1
+    said = capsys.readouterr().err
+    assert "report.json' is damaged" in said
+    assert "delete it" in said

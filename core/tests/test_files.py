@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from dcf.errors import FormatError, RunError
-from dcf.files import MAX_HEADER, atomic_write, pack, read_header, read_tensors, write_tensors
+from dcf.files import MAX_HEADER, atomic_write, pack, read_header, read_tensors, verify, write_tensors
 
 TENSORS = {"images": torch.arange(24.0).view(2, 1, 3, 4), "labels": torch.tensor([0, 1]), "flag": torch.tensor(True)}
 TEXT = {"dcf.format": "1", "dcf.note": json.dumps("naïve 日本 😀", ensure_ascii=False)}
@@ -112,8 +112,11 @@ def test_every_byte_of_tensors_and_metadata_is_under_the_digest(path):
         damaged = bytearray(whole)
         damaged[at] ^= 1
         path.write_bytes(damaged)
-        with pytest.raises(FormatError):
-            read_tensors(path)
+        for read in (read_tensors, verify):
+            with pytest.raises(FormatError):
+                read(path)
+    path.write_bytes(whole)
+    verify(path)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from dcf.errors import FormatError, RunError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Header", "atomic_write", "pack", "read_header", "read_tensors", "write_tensors"]
+__all__ = ["Header", "atomic_write", "pack", "read_header", "read_tensors", "verify", "write_tensors"]
 
 #: Largest header that is read, in bytes: far above any real set, far below what would hurt.
 MAX_HEADER: Final = 8 * 2**20
@@ -132,15 +132,32 @@ def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
         file.seek(0)
         try:
             raw = file.read()
-            stored = header.metadata.get(DIGEST)
-            if stored is not None and stored != _digest(header.tensors, header.metadata, raw[header.start :]):
-                raise FormatError(f"'{path}' is damaged: its contents do not match its digest; get the file again")
+            _require_digest(header, raw)
             tensors = load(raw)
         except MemoryError:
             raise FormatError(f"'{path}' does not fit into memory: it has {header.nbytes} bytes of tensors") from None
         except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
             raise FormatError(f"'{path}' is damaged: {error}") from None
     return tensors, {k: v for k, v in header.metadata.items() if k != DIGEST}
+
+
+def verify(path: Path | str) -> None:
+    """Make sure that a file is what was written, without torch and without a look at what it means.
+
+    Raises:
+        FormatError: When it is missing, cut off, or does not match its digest.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        header = _header(file, path)
+        file.seek(0)
+        _require_digest(header, file.read())
+
+
+def _require_digest(header: Header, raw: bytes) -> None:
+    stored = header.metadata.get(DIGEST)
+    if stored is not None and stored != _digest(header.tensors, header.metadata, raw[header.start :]):
+        raise FormatError(f"'{header.path}' is damaged: its contents do not match its digest; get the file again")
 
 
 def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

@@ -16,7 +16,7 @@ from dcf.components import Kind
 from dcf.data.real import RealData
 from dcf.distributed import World, joined
 from dcf.engine import Progress
-from dcf.errors import DataError, EvaluationError, Stopped, UsageError
+from dcf.errors import DataError, EvaluationError, FormatError, Stopped, UsageError
 from dcf.evaluation.protocol import load_protocol
 from dcf.evaluation.report import Report
 from dcf.evaluation.runner import affordable_baselines, evaluate_sets
@@ -271,8 +271,16 @@ def evaluate(
 def _finished(directory: RunDir, config: RunConfig) -> Outcome:
     """What a run came to that needs no more work; its report is the last file that a run writes."""
     synthetic = load(directory.result)
-    report = Report.from_json(directory.report.read_text(encoding="utf-8")) if config.evaluate else None
+    report = _read_report(directory) if config.evaluate else None
     return Outcome(config, directory, synthetic, report, config.iterations, False)
+
+
+def _read_report(directory: RunDir) -> Report:
+    try:
+        return Report.read(directory.report)
+    except FormatError as error:
+        mend = f"delete it, and 'dcf resume {directory.path}' evaluates the set again"
+        raise FormatError(f"{error}\n  {mend}") from None
 
 
 def _carry_out(session: Session, directory: RunDir | None, listener: Listener) -> Outcome:

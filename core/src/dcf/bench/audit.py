@@ -84,8 +84,8 @@ def _look(row: BenchRow, record: CellRecord, root: Path) -> Iterator[Finding]:
     run = RunDir(root / record.directory)
     try:
         digest = hashlib.sha256(run.result.read_bytes()).hexdigest()
-        report = Report.from_json(run.report.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, DcfError) as error:
+        report = Report.read(run.report)
+    except (OSError, DcfError) as error:
         yield Finding(record.directory, "file", False, str(getattr(error, "strerror", None) or error))
         return
     same = digest == record.sha256
@@ -105,7 +105,7 @@ def _look(row: BenchRow, record: CellRecord, root: Path) -> Iterator[Finding]:
 
 def _again(path: Path, directory: str) -> Finding:
     run = RunDir(path)
-    before = Report.from_json(run.report.read_text(encoding="utf-8"))
+    before = Report.read(run.report)
     try:
         after = _evaluated(run.config(), run.result, before.env)
     except DcfError as error:

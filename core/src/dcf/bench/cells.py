@@ -7,16 +7,18 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from dcf.bench.plan import changed_rules
-from dcf.errors import DcfError
-from dcf.files import atomic_write
+from dcf.errors import DcfError, FormatError
+from dcf.evaluation.report import Report
+from dcf.files import atomic_write, verify
 from dcf.runconfig import RunConfig, from_toml, to_toml
 from dcf.rundir import RunDir
 
-__all__ = ["Cell", "cell_key", "make_cell"]
+__all__ = ["Cell", "cell_key", "make_cell", "read_report"]
 
 #: Settings that decide where and how a run computes, or what it is called, but not what comes out.
 _PLACES: Final = frozenset({"recipe", "data", "device", "class_chunk", "checkpoint_every", "evaluate", "protocol_set"})
@@ -43,9 +45,9 @@ class Cell:
 
     @property
     def state(self) -> Literal["done", "begun", "new"]:
-        """How far it is: evaluated, begun, or not begun."""
+        """How far it is: evaluated, begun, or not begun; one whose report or set is damaged has to be run again."""
         run = RunDir(self.path)
-        if run.report.exists():
+        if _is_sound(run):
             return "done"
         return "begun" if run.config_file.exists() else "new"
 
@@ -59,6 +61,38 @@ class Cell:
             config = before.model_copy(update={"data": config.data, "device": device})
         self.path.mkdir(parents=True, exist_ok=True)
         atomic_write(run.config_file, to_toml(config))
+        if run.report.exists() and self.state != "done":  # a run that has a report would be taken for a finished one
+            run.report.unlink()
+
+
+def read_report(path: Path) -> Report:
+    """The report in a run directory.
+
+    Raises:
+        FormatError: When it is damaged.
+    """
+    file = RunDir(path).report
+    return _cached_report(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=10_000)
+def _cached_report(file: Path, _changed: int) -> Report:
+    return Report.read(file)
+
+
+def _is_sound(run: RunDir) -> bool:
+    """Whether a run is finished, and both its report and its set are what was written."""
+    try:
+        read_report(run.path)
+        _verify(run.result, run.result.stat().st_mtime_ns)
+    except (OSError, FormatError):
+        return False
+    return True
+
+
+@lru_cache(maxsize=10_000)
+def _verify(file: Path, _changed: int) -> None:
+    verify(file)
 
 
 def cell_key(config: RunConfig, data_id: str, checksum: str) -> str:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from dcf.bench.cells import Cell
+from dcf.bench.cells import Cell, read_report
 from dcf.bench.model import Bench, BenchRow, BenchTiming, CellRecord, CellTiming, Failure
 from dcf.bench.rows import RowPlan
 from dcf.bench.settings import BenchSettings
@@ -18,7 +18,7 @@ from dcf.evaluation.statistics import summarize
 from dcf.runconfig import SPEC_ROLES
 from dcf.rundir import RunDir
 
-__all__ = ["FAILED", "PROGRESS", "cell_timing", "file_hash", "gather", "read_report"]
+__all__ = ["FAILED", "PROGRESS", "cell_timing", "file_hash", "gather"]
 
 #: File in a cell's directory that says how far it is and how long it took.
 PROGRESS: Final = "progress.json"
@@ -156,21 +156,6 @@ def _failures(rows: Sequence[RowPlan], reasons: Mapping[str, str]) -> list[Failu
 
 def _report(cell: Cell) -> Report:
     return read_report(cell.path)
-
-
-def read_report(path: Path) -> Report:
-    """The report in a run directory.
-
-    Raises:
-        FormatError: When it is damaged.
-    """
-    file = RunDir(path).report
-    return _cached_report(file, file.stat().st_mtime_ns)
-
-
-@lru_cache(maxsize=10_000)
-def _cached_report(file: Path, _changed: int) -> Report:
-    return Report.from_json(file.read_text(encoding="utf-8"))
 
 
 def file_hash(file: Path) -> str:

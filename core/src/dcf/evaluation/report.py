@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
@@ -151,6 +152,18 @@ class Report(_Model):
             )
         except (ValidationError, TypeError, ValueError) as error:
             raise FormatError(f"not a report of schema '{SCHEMA}': {_first(error)}") from None
+
+    @classmethod
+    def read(cls, file: Path) -> Report:
+        """Read the file that a run has written.
+
+        Raises:
+            FormatError: When it is damaged; names it.
+        """
+        try:
+            return cls.from_json(file.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, FormatError) as error:
+            raise FormatError(f"'{file}' is damaged: {error}") from None
 
 
 def _first(error: Exception) -> str:
