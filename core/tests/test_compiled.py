@@ -62,14 +62,20 @@ def exact(uncompiled, monkeypatch):
     monkeypatch.setattr(_kernels, "Lowered", lambda rounded: contextlib.nullcontext())
 
 
+@pytest.fixture(params=["default", "strict"])
+def precise(request, uncompiled, monkeypatch):
+    """A precision in which kernels are to agree with fp32: strict, or any where nothing is rounded on purpose."""
+    if request.param == "default":
+        monkeypatch.setattr(_kernels, "Lowered", lambda rounded: contextlib.nullcontext())
+    return request.param
+
+
 # --- whether there is one ---------------------------------------------------------------------------
 
 
 def test_without_permission_there_is_none(anywhere):
     net, x = net_of(), images(4)
     assert compiled.loss_gradients(net, x, torch.zeros(4, dtype=torch.long)) is None
-    with compiled.allowed("strict", CPU):
-        assert compiled.loss_gradients(net, x, torch.zeros(4, dtype=torch.long)) is None
 
 
 def test_gpus_and_other_processors_have_none(monkeypatch, uncompiled):
@@ -103,17 +109,22 @@ def test_work_is_counted_as_published():
     assert 2 * multiplications(state, (3, 32, 32)) == pytest.approx(101.5e6, rel=0.02)
 
 
-def test_what_pays_follows_the_number_of_calls():
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_pays_follows_the_number_of_calls(strict):
     net, x = net_of(), images(100)
     each = 100 * multiplications(net, SPEC.shape)
-    enough = int(Kind.EMBED.least / each) + 1
-    assert worthwhile(Kind.EMBED, net, x, enough)
-    assert not worthwhile(Kind.EMBED, net, x, enough - 1)
+    enough = int(Kind.EMBED.least(strict) / each) + 1
+    assert worthwhile(Kind.EMBED, net, x, enough, strict)
+    assert not worthwhile(Kind.EMBED, net, x, enough - 1, strict)
+
+
+def test_a_kernel_in_fp32_saves_less_so_there_must_be_more_to_do():
+    assert all(kind.least(strict=True) >= 3 * kind.least(strict=False) for kind in Kind)
 
 
 def test_expected_repetitions_multiply_the_calls(monkeypatch, uncompiled):
     asked = []
-    monkeypatch.setattr(compiled, "worthwhile", lambda kind, net, x, calls: asked.append(calls) or False)
+    monkeypatch.setattr(compiled, "worthwhile", lambda kind, net, x, calls, strict: asked.append(calls) or False)
     with compiled.allowed("default", CPU), compiled.expected(7), torch.no_grad():
         compiled.embed(net_of(), images(2), calls=3)
         with compiled.expected(2):
@@ -171,6 +182,16 @@ def test_a_kernel_that_computes_something_else_is_not_used(anywhere, monkeypatch
     with compiled.allowed("default", CPU), caplog.at_level(logging.WARNING):
         assert compiled.loss_gradients(net_of(), images(4), torch.zeros(4, dtype=torch.long)) is None
     assert "is off by" in caplog.text
+
+
+def test_a_kernel_in_fp32_is_held_to_less(anywhere, monkeypatch, caplog):
+    monkeypatch.setattr(torch, "compile", lambda graph, dynamic: lambda *t: [1.05 * r for r in graph(*t)])
+    y = torch.zeros(4, dtype=torch.long)
+    with compiled.allowed("default", CPU):
+        assert compiled.loss_gradients(net_of(), images(4), y) is not None
+    with compiled.allowed("strict", CPU), caplog.at_level(logging.WARNING):
+        assert compiled.loss_gradients(net_of(), images(4), y) is None
+    assert "is off by 0.05" in caplog.text
 
 
 def test_processor_is_looked_up_without_failing(monkeypatch):
@@ -257,14 +278,14 @@ def test_the_bias_of_grey_images_is_added_apart(channels, apart):
 
 
 @pytest.mark.parametrize("soft", [False, True])
-def test_training_and_matching_use_kernels_and_agree(exact, soft):
+def test_training_and_matching_use_kernels_and_agree(precise, soft):
     net = net_of()
     x = torch.stack([images(6, c) for c in range(3)])
     y = torch.arange(3)[:, None].expand(-1, 6)
     y = F.one_hot(y, 3) * 0.8 + 0.1 if soft else y
     wanted = class_gradients(net, x, y)
     means = class_embedding_means(net, x)
-    with compiled.allowed("default", CPU):
+    with compiled.allowed(precise, CPU):
         assert close(class_gradients(net, x, y), wanted, 1e-5)
         with torch.no_grad():
             assert close([class_embedding_means(net, x)], [means], 1e-5)
@@ -281,18 +302,16 @@ def matched(net, x, y, wanted):
 
 
 @pytest.mark.parametrize("soft", [False, True])
-def test_gradients_that_are_differentiated_further_have_a_kernel(exact, soft):
+def test_gradients_that_are_differentiated_further_have_a_kernel(precise, soft):
     net, x = net_of(), torch.stack([images(6, c) for c in range(3)])
     y = torch.arange(3)[:, None].expand(-1, 6)
     y = F.one_hot(y, 3) * 0.8 + 0.1 if soft else y
     target = class_gradients(net, torch.stack([images(8, c) for c in range(3)]), torch.arange(3)[:, None].expand(-1, 8))
     wanted = matched(net, x, y, target)
-    with compiled.allowed("default", CPU):
+    with compiled.allowed(precise, CPU):
         found = matched(net, x, y, target)
     assert [key[0] for key, kernel in _kernels._MADE.items() if kernel] == [Kind.MATCHED]
-    for some, others in zip(found, wanted, strict=True):
-        for a, b in zip(some, others, strict=True):
-            assert close([a], [b], 1e-4)
+    assert all(close(some, others, 1e-4) for some, others in zip(found, wanted, strict=True))
 
 
 def test_without_images_to_learn_gradients_are_computed_the_plain_way(uncompiled):
@@ -321,7 +340,7 @@ def test_images_are_differentiated_through_a_forward_pass_that_is_not_rounded(un
     assert error() > 3 * careful
 
 
-def test_embeddings_of_images_that_are_learned_have_a_kernel_with_the_images_gradient(exact):
+def test_embeddings_of_images_that_are_learned_have_a_kernel_with_the_images_gradient(precise):
     net, x = net_of(), torch.stack([images(6, c) for c in range(3)])
 
     def gradient():
@@ -330,7 +349,7 @@ def test_embeddings_of_images_that_are_learned_have_a_kernel_with_the_images_gra
         return means.detach(), torch.autograd.grad(means.square().sum(), leaf)[0]
 
     wanted = gradient()
-    with compiled.allowed("default", CPU):
+    with compiled.allowed(precise, CPU):
         found = gradient()
         assert compiled.embed(net, x.flatten(0, 1)) is None, "whose gradient is asked for, if not that of images?"
     assert [key[0] for key, kernel in _kernels._MADE.items() if kernel] == [Kind.FEATURES]
@@ -351,7 +370,11 @@ def test_use_of_kernels_is_noticed_where_they_computed_something(exact):
             trained()
         with compiled.noticed(used):
             trained()
+        with compiled.allowed("strict", CPU), compiled.noticed() as strict:
+            trained()
     assert (plain.kernels, used.kernels, outer.kernels) == (False, True, True)
+    assert {key[0] for key in _kernels._MADE if key[1] == "none"} == {Kind.GRADIENT}
+    assert not strict.kernels, "in fp32 nothing is to be told"
 
 
 def test_rows_and_files_say_in_which_precision_networks_were_trained(exact):
@@ -373,9 +396,9 @@ def test_rows_and_files_say_in_which_precision_networks_were_trained(exact):
         assert "precision" not in one.metadata["environment"], "no network was trained to make it"
 
 
-def test_training_with_kernels_is_training(exact):
+def test_training_with_kernels_is_training(precise):
     plain, told = trained()
-    with compiled.allowed("default", CPU):
+    with compiled.allowed(precise, CPU):
         net, found = trained()
     assert len(_kernels._MADE) == 1
     assert close(net.parameters(), plain.parameters(), 1e-5)
@@ -388,10 +411,10 @@ def split_of(n):
     return Split(pixels, torch.arange(n) % 3, SPEC.space, 3)
 
 
-def test_testing_with_a_kernel_fills_the_last_batch_up_and_counts_the_same(exact):
+def test_testing_with_a_kernel_fills_the_last_batch_up_and_counts_the_same(precise):
     net, split = net_of(), split_of(22)
     wanted = evaluate_accuracy(net, split, batch=8)
-    with compiled.allowed("default", CPU):
+    with compiled.allowed(precise, CPU):
         assert evaluate_accuracy(net, split, batch=8) == wanted
     ((key, kernel),) = _kernels._MADE.items()
     assert key[0] is Kind.CLASSIFY
@@ -400,7 +423,9 @@ def test_testing_with_a_kernel_fills_the_last_batch_up_and_counts_the_same(exact
 
 def test_batches_of_a_split_decide_alike(monkeypatch, uncompiled):
     sizes = []
-    monkeypatch.setattr(compiled, "worthwhile", lambda kind, net, x, calls: sizes.append((len(x), calls)) or False)
+    monkeypatch.setattr(
+        compiled, "worthwhile", lambda kind, net, x, calls, strict: sizes.append((len(x), calls)) or False
+    )
     with compiled.allowed("default", CPU):
         evaluate_accuracy(net_of(), split_of(22), batch=8)
     assert sizes == [(8, 3)] * 3

@@ -2,12 +2,11 @@
 
 A kernel computes convolutions in bf16 on the units that the processor has for products of matrices, everything else in
 fp32, and fuses what lies between them. Where synthetic images are differentiated, the convolutions of the forward pass
-are in fp32, too. Kernels are for gradients and embeddings of real and synthetic images, for training and testing, and
-for steps of unrolled training. Every function here returns None where no kernel is to be had, and the caller computes
-the plain way:
+are in fp32, too, and with `--precision strict` everything is. Kernels are for gradients and embeddings of real and
+synthetic images, for training and testing, and for steps of unrolled training. Every function here returns None where
+no kernel is to be had, and the caller computes the plain way:
 
 * on a GPU, or on a processor without bf16 matrix units (AMX);
-* with `--precision strict`, but for unrolled training, whose kernels then compute in fp32 alone;
 * where compiling takes longer than it saves: that is decided by counting operations, never by the clock, so that a run
   that is resumed decides the same;
 * for networks that have state, draw random numbers, or do not compile; this is said once.
@@ -239,7 +238,7 @@ def _computed(
     kind: Kind, net: NetworkState, inputs: Sequence[Tensor], weights: Sequence[Tensor]
 ) -> list[Tensor] | None:
     rounded = kind.rounded(_ALLOWED.get() == "strict")
-    found = None if rounded is None else kernel_for(kind, rounded, net, inputs, weights)
+    found = kernel_for(kind, rounded, net, inputs, weights)
     if found is not None and rounded != "none":
         for usage in _USAGE.get():
             usage.kernels = True
@@ -248,9 +247,9 @@ def _computed(
 
 def _wanted(kind: Kind, net: NetworkState, images: Tensor, calls: int) -> bool:
     precision = _ALLOWED.get()
-    if precision is None or kind.rounded(precision == "strict") is None or images.dtype != torch.float32:
+    if precision is None or images.dtype != torch.float32:
         return False
-    if not worthwhile(kind, net, images, calls * _TIMES.get()):
+    if not worthwhile(kind, net, images, calls * _TIMES.get(), precision == "strict"):
         return False
     if not processor_suits():
         _tell_of_processor()
