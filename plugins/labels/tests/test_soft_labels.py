@@ -237,6 +237,15 @@ def test_labels_that_nobody_teaches_stay_and_a_warning_says_so(matcher, warned, 
     assert ("teaches images only, so the labels stay as they start (init=onehot)" in caplog.text) == bool(warned)
 
 
+@pytest.mark.parametrize(("init", "blank"), [("uniform", True), ("onehot", False)])
+def test_labels_that_say_nothing_for_good_are_named(init, blank, caplog):
+    param = filled(soft(init=init), fake_data())
+    ctx = fake_context(param)
+    Engine(ctx, PullToMean(), lr=0.1, momentum=0.5)
+    param.initialise(ctx)
+    assert ("from which no network learns; take init=onehot" in caplog.text) == blank
+
+
 def test_matcher_of_images_and_labels_alone_learned_are_refused():
     param = filled(soft(learn_images=False), fake_data())
     with pytest.raises(dcf.UsageError, match="teaches images, but SoftLabels learns labels"):

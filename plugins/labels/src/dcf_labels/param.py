@@ -20,6 +20,7 @@ __all__ = ["STEP_SIZES", "SoftLabels"]
 
 log = logging.getLogger(__name__)
 
+_BLANK: Final = ", all classes alike, from which no network learns; take init=onehot or init=teacher"
 #: What `lr=auto` stands for, by optimiser and form.
 STEP_SIZES: Final[Mapping[tuple[str, Form], float]] = {
     ("adam", "probabilities"): 1e-3,
@@ -116,9 +117,10 @@ class SoftLabels(dcf.Parameterization):
             self.absorb_labels(predictions(state, images))
         if "labels" not in ctx.teaches:
             log.warning(
-                "soft-labels: this matcher teaches %s only, so the labels stay as they start (init=%s)",
+                "soft-labels: this matcher teaches %s only, so the labels stay as they start (init=%s)%s",
                 " and ".join(sorted(ctx.teaches)) or "nothing",
                 self.config.init,
+                _BLANK if self.config.init == "uniform" else "",
             )
 
     def absorb_labels(self, labels: Tensor) -> None:
