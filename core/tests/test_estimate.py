@@ -34,6 +34,7 @@ from dcf.estimate.memory import Machine, peak_resident, resident
 from dcf.estimate.model import Sample, judged
 from dcf.estimate.shortage import shortage_of
 from dcf.estimate.units import duration_text, parse_size, size_text
+from dcf.estimate.worker import _explain
 from dcf.networks.options import ConvNetConfig
 from dcf.resolve import resolve
 from dcf.run import prepare
@@ -43,6 +44,7 @@ from dcf.testing import PullToMean, TinyFactory, fake_data
 from dcf.types import Hints, Program
 
 MIB = 2**20
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def an_estimate(**changes):
@@ -201,6 +203,15 @@ def test_memory_of_a_process_is_known():
     assert resident(2**30) is None
 
 
+#: Runs a command within a limit on its address space.
+LIMITED = """
+import resource, sys
+from dcf.cli import main
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
 # --- out of memory --------------------------------------------------------------------------------------------------
 
 
@@ -210,8 +221,47 @@ def test_a_failed_allocation_says_what_it_wanted():
     short = shortage_of(caught.value)
     assert short["needed"] > 2**58
     assert short["who"] == "available here"
-    assert shortage_of(MemoryError())["needed"] >= 0
     assert shortage_of(RuntimeError("something else")) is None
+    assert shortage_of(ImportError("no module named 'x'")) is None
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), ImportError("libtorch_cpu.so: failed to map segment from shared object")]
+)
+def test_what_does_not_say_how_much_it_wanted_wanted_more_than_there_was(error):
+    short = shortage_of(error)
+    assert short["needed"] == short["room"] > 0
+
+
+def test_a_set_that_is_itself_larger_than_memory_is_refused_before_it_is_made(monkeypatch):
+    options = {"matcher": "none", "data": "digits", "device": "cpu", "evaluate": False, "iterations": 0}
+    most = 2 * 4 * 64 * 10 * 3
+    monkeypatch.setattr(Machine, "available", lambda self: most)
+    assert len(dcf.condense(**options, ipc=3).targets) == 30
+    with pytest.raises(DoesNotFitError) as caught:
+        dcf.condense(**options, ipc=4)
+    assert (caught.value.needed, caught.value.room) == (most // 3 * 4, most)
+    assert str(caught.value).splitlines()[1].startswith("  try a smaller set (now --ipc 4): 75 % of it and less")
+    told = []
+    _explain(caught.value, lambda **event: told.append(event))
+    assert told == [{"shortage": {"needed": most // 3 * 4, "room": most, "who": "available here"}}]
+
+
+@pytest.mark.slow
+def test_a_limit_below_what_the_program_itself_takes_is_a_refusal(tmp_path):
+    """Libraries that find no place in the address space raise another error than what allocates in them."""
+    limited = [sys.executable, "-c", LIMITED, str(500 * MIB)]
+    for words, says in (
+        (["estimate"], "error: this run does not fit"),
+        (["condense", "--no-eval"], "error: out of memory"),
+    ):
+        done = subprocess.run(
+            [*limited, *words, "--data", "digits", "--matcher", "none"],
+            capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path, env=ENVIRONMENT,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.splitlines()[-2].startswith(says), done.stderr
+        assert done.stderr.splitlines()[-1].startswith("  try ")
 
 
 def test_a_gpu_that_is_full_says_what_it_wanted(monkeypatch):
@@ -691,7 +741,6 @@ def test_the_command_refuses_and_still_shows_what_it_knows(monkeypatch, capsys):
 
 # --- real runs ------------------------------------------------------------------------------------------------------
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 COMMON = [
     *("--data", "digits", "--network", "convnet:width=16", "--nets", "1", "--epochs", "20"),
     *("--baselines", "random", "--device", "cpu"),

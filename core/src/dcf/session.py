@@ -23,6 +23,8 @@ from dcf.data.real import RealData
 from dcf.distributed import ALONE, World
 from dcf.engine import Engine, Progress, estimate_chunk
 from dcf.errors import NonFiniteError, RunError, UsageError
+from dcf.estimate.memory import Machine
+from dcf.estimate.model import DoesNotFitError
 from dcf.matcher import Matcher
 from dcf.metadata import format_of
 from dcf.networks.base import NetworkFactory
@@ -142,9 +144,27 @@ class Session:
         spec = self.data.spec
         budget = self.config.budget_of(math.prod(spec.shape), spec.num_classes)
         items = plan_items(self.param, spec, budget, self.config.store)
+        self._require_room(items)
         item_class = torch.arange(spec.num_classes).repeat_interleave(items)
         self.param.allocate(spec, item_class)
         self.param.to(self.data.train.device)
+
+    def _require_room(self, items: int) -> None:
+        """Refuse a set that is itself larger than memory, before the system ends this process or another one for it.
+
+        Raises:
+            DoesNotFitError: With how many would fit. A GPU that is full says so itself.
+        """
+        room = Machine().available() if self.data.train.device.type == "cpu" else None
+        needed = 2 * 4 * self.param.cost(self.data.spec, items)
+        if room is None or needed <= room:
+            return
+        part = f"{max(1, room * 100 // needed)} % of it and less, as networks take memory, too"
+        wanted = f"--ipc {self.config.ipc}" if self.config.budget is None else f"--budget {self.config.budget}"
+        why = "available here; for the set and its gradients alone"
+        raise DoesNotFitError(
+            needed, room, why, [f"a smaller set (now {wanted}): {part}", "a machine with more memory"]
+        )
 
     def _plain_images(self) -> int:
         """Plain images a class that the budget pays for."""

@@ -22,6 +22,11 @@ __all__ = ["explain", "main"]
 
 #: Options that are the same for all commands and may stand before or after the command's name.
 _GLOBAL: Final = frozenset({"-v", "--verbose", "-q", "--quiet", "--debug"})
+#: What to do where memory is short; `dcf estimate` knows more of a run.
+_LESS: Final = (
+    "try a smaller network or batch, or, to condense, fewer images (--ipc) or fewer classes at once (--class-chunk N); "
+    "'dcf estimate' says what a run needs"
+)
 #: Seconds that the first of several processes has to say what is wrong with the request.
 _COURTESY: Final = 20.0
 
@@ -69,9 +74,11 @@ def explain(problem: BaseException) -> tuple[str, int]:
         return "interrupted", INTERRUPTED
     if hasattr(problem, "format_message"):
         return _usage(problem), int(getattr(problem, "exit_code", 2))
-    if _out_of_memory(problem):
-        advice = "try a smaller network or batch, or, to condense, fewer classes at once: --class-chunk N"
-        return f"out of memory: {_first_line(problem)}\n  {advice}", 1
+    # Only where something failed: what it takes to know has no place in the start of a program.
+    from dcf.estimate.shortage import is_shortage
+
+    if is_shortage(problem):
+        return f"out of memory: {_first_line(problem)}\n  {_LESS}", 1
     if isinstance(problem, OSError):
         where = f" '{problem.filename}'" if problem.filename is not None else ""
         return f"{problem.strerror or type(problem).__name__}{':' if where else ''}{where}", 1
@@ -89,13 +96,6 @@ def _usage(problem: BaseException) -> str:
     # Values are checked by pydantic, which has a voice of its own.
     text = text.replace(": Value error, ", ": ").replace(": Input should be ", ": expected a value ")
     return f"{text[0].lower()}{text[1:]}\n  see: {command} --help"
-
-
-def _out_of_memory(problem: BaseException) -> bool:
-    # By name: asking torch for its class would import it.
-    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(problem, RuntimeError) and "DefaultCPUAllocator" in str(problem)
 
 
 def _first_line(problem: BaseException) -> str:

@@ -8,10 +8,22 @@ from typing import Any, Final
 
 from dcf.estimate.memory import Machine, resident
 
-__all__ = ["shortage_of"]
+__all__ = ["is_shortage", "shortage_of"]
 
 _BYTES: Final = re.compile(r"tried to allocate (\d+) bytes", re.IGNORECASE)
+#: What the loader of libraries says where an address space, or a limit of it, has no room for one.
+_UNMAPPED: Final = re.compile("failed to map segment|cannot allocate memory", re.IGNORECASE)
 _SIZE: Final = re.compile(r"Tried to allocate ([\d.]+) ([KMGT]?)iB")
+
+
+def is_shortage(problem: BaseException) -> bool:
+    """Whether an error says that memory, of the machine or of a GPU, was short; by name, without importing torch."""
+    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
+        return True
+    text = str(problem)
+    if isinstance(problem, ImportError):
+        return _UNMAPPED.search(text) is not None
+    return isinstance(problem, RuntimeError) and "DefaultCPUAllocator" in text
 
 
 def shortage_of(problem: BaseException) -> dict[str, Any] | None:
@@ -21,13 +33,15 @@ def shortage_of(problem: BaseException) -> dict[str, Any] | None:
         problem: Anything that was raised.
     """
     text = str(problem)
+    if not is_shortage(problem):
+        return None
     if type(problem).__name__ == "OutOfMemoryError":
         return _on_gpu(text)
-    if isinstance(problem, MemoryError) or (isinstance(problem, RuntimeError) and "DefaultCPUAllocator" in text):
-        match, used, free = _BYTES.search(text), resident() or 0, Machine().available()
-        room = None if free is None else used + free
-        return {"needed": used + (int(match[1]) if match else 0), "room": room, "who": "available here"}
-    return None
+    match, used, free = _BYTES.search(text), resident() or 0, Machine().available()
+    room = None if free is None else used + free
+    # What does not say how much it wanted wanted more than there was.
+    needed = used + int(match[1]) if match else room or used
+    return {"needed": needed, "room": room, "who": "available here"}
 
 
 def _on_gpu(text: str) -> dict[str, Any]:

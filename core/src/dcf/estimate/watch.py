@@ -31,6 +31,8 @@ _POLL: Final = 0.02
 #: Bytes that are left to others, at most; an eighth of what there is, where that is less.
 _MARGIN: Final = 512 * 2**20
 _KILLED: Final = -signal.SIGKILL
+#: Before the process has said anything better.
+_ELSEWHERE: Final = ("a machine with more memory, or a higher limit (ulimit -v, ulimit -d)",)
 #: What the process is started with.
 _COMMAND: Final = (sys.executable, "-m", "dcf.estimate.worker")
 
@@ -153,7 +155,7 @@ class _Watch:
     def too_large(self, needed: int, room: int | None, who: str) -> DoesNotFitError:
         """The refusal, with the advice for the part that was running."""
         why = f"{who}; stopped {PARTS[self.part]}"
-        return DoesNotFitError(needed, room, why, self.advice.get(self.part, ()))
+        return DoesNotFitError(needed, room, why, self.advice.get(self.part, _ELSEWHERE))
 
     def hear(self, event: Mapping[str, Any]) -> None:
         """Take in what the process says.

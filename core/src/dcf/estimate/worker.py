@@ -88,8 +88,12 @@ def _request() -> tuple[Request, float]:
 
 
 def _explain(error: Exception, tell: Tell) -> None:
+    from dcf.estimate.model import DoesNotFitError
     from dcf.estimate.shortage import shortage_of
 
+    if isinstance(error, DoesNotFitError):
+        tell(shortage={"needed": error.needed, "room": error.room, "who": "available here"})
+        return
     if not isinstance(error, DcfError):
         short = shortage_of(error)
         if short is not None:
