@@ -15,8 +15,12 @@ from dcf.networks.base import NetworkState
 from dcf.networks.convnet import ConvNetFactory
 from dcf.networks.options import ConvNetConfig
 from dcf.runconfig import RunConfig
+from dcf.schedule import Schedule
 from dcf.session import Session
 from dcf.testing import fake_data, fake_spec
+from dcf.together import Learner, train_together
+from dcf.training import shuffled, train
+from dcf.types import Batch
 
 MATCHERS = {
     "dm": {"matcher": "dm:batch_real=4"},
@@ -111,6 +115,42 @@ def test_classes_in_one_call_take_as_many_operations_as_one_class():
     loop = [gradients(n, "loop") for n in (2, 4, 8)]
     assert loop[2] - loop[1] == 2 * (loop[1] - loop[0]) > 0
     assert gradients(8, "vmap") < loop[2] / 4
+
+
+VIEWS = {
+    "view", "_unsafe_view", "detach", "permute", "unsqueeze", "squeeze", "unbind", "transpose", "t", "expand", "split",
+    "split_with_sizes", "select", "slice", "as_strided", "alias",
+}  # fmt: skip
+
+
+def trainings(networks, together):
+    """Operations of two epochs, of two steps each, of some networks, without those that only look at a tensor."""
+    schedule, factory = Schedule.constant(0.1, 2), ConvNetFactory(ConvNetConfig(width=4, depth=2))
+    nets = [factory.create(fake_spec(3, (3, 8, 8)), 0, number) for number in range(networks)]
+    with Card() as card:
+        x, y = Far(torch.randn(8, 3, 8, 8)), Far(torch.arange(8) % 3)
+
+        def fetch(index):
+            return Batch(x[index], y[index])
+
+        for net in nets:
+            net.params = {k: Far(p.detach()).requires_grad_() for k, p in net.params.items()}
+        made = [Learner(net, fetch, shuffled(8, torch.Generator().manual_seed(0), CUDA)) for net in nets]
+        with card.watched():
+            if together:
+                train_together(made, schedule, batch=4, momentum=0.9)
+            for one in () if together else made:
+                train(one.state, one.fetch, one.order, schedule, batch=4, momentum=0.9)
+        assert card.waits.total() == 0
+        return sum(count for name, count in card.operations.items() if name not in VIEWS)
+
+
+def test_networks_of_an_evaluation_share_their_operations():
+    alone, two, eight = trainings(1, together=False), trainings(2, together=True), trainings(8, together=True)
+    assert trainings(2, together=False) == 2 * alone
+    # What each network adds: its order of every epoch, and its weights at both ends.
+    assert (eight - two) / 6 < alone / 8
+    assert eight < 8 * alone / 3
 
 
 def test_a_matching_step_is_one_graph():

@@ -16,6 +16,7 @@ from torch import nn
 from dcf.augmenter import Augmenter
 from dcf.data.real import RealData, Split
 from dcf.errors import DcfError, EvaluationError, FormatError, SpecError, UsageError
+from dcf.evaluation import fit, grouping
 from dcf.evaluation.baselines import equal_bytes, pick_per_class, random_row, whole_cost
 from dcf.evaluation.context import EvalContext
 from dcf.evaluation.cross_arch import CrossArch, pool_specs
@@ -117,6 +118,28 @@ def test_every_value_of_every_set_and_network_is_reported(data):
     assert report.summary.mean == pytest.approx(sum(r.value for r in runs) / 6)
     assert (report.summary.n_sets, report.summary.n_nets, report.protocol) == (3, 2, "tiny@1")
     assert len(report.rows[0].per_class) == CLASSES
+
+
+def test_networks_that_are_trained_together_come_to_the_same_rows(data, monkeypatch):
+    sets = [condensed(seed=0), condensed(seed=1), condensed(seed=2, hints=Hints(lr=0.02))]
+    alone = Train().evaluate(sets, context(data, networks=3))
+    groups, whole = [], fit.train_together
+    monkeypatch.setattr(grouping, "_pays", lambda *_: True)
+    monkeypatch.setattr(grouping, "_MOST", 4)
+    monkeypatch.setattr(fit, "train_together", lambda own, *a, **k: groups.append(len(own)) or whole(own, *a, **k))
+    together = Train().evaluate(sets, context(data, networks=3))
+    # Six networks of the first two sets, at most four together, so two alone; then those of another step size.
+    assert groups == [4, 3]
+    assert len(together.rows[0].runs) == 9
+    for one, other in zip(together.rows[0].runs, alone.rows[0].runs, strict=True):
+        assert one.model_copy(update={"train_loss": other.train_loss}) == other
+        assert one.train_loss == pytest.approx(other.train_loss, rel=1e-4)
+    assert together.rows[0].per_class == alone.rows[0].per_class
+
+
+def test_on_a_cpu_networks_are_trained_one_by_one(data, monkeypatch):
+    monkeypatch.setattr(fit, "train_together", lambda *_, **__: pytest.fail("together"))
+    assert len(Train().evaluate([condensed()], context(data, networks=3)).rows[0].runs) == 3
 
 
 class Versions(Pixels):

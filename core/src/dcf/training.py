@@ -40,6 +40,7 @@ __all__ = [
     "cross_entropy",
     "evaluate_accuracy",
     "hard_labels",
+    "optimizer_for",
     "random_augmentation",
     "run_program",
     "sgd",
@@ -199,10 +200,10 @@ def train(
     """
     state.train()
     params, counted, steps, seen = state.parameters(), _Tally(), 0, 0
-    mover = _optimizer(optimizer, params, momentum, weight_decay)
+    mover = optimizer_for(optimizer, params, momentum, weight_decay)
     for epoch in range(schedule.epochs):
         if epoch in schedule.restarts and isinstance(optimizer, str):
-            mover = _optimizer(optimizer, params, momentum, weight_decay)
+            mover = optimizer_for(optimizer, params, momentum, weight_decay)
         parts = torch.split(order(epoch), batch)
         for number, index in enumerate(parts):
             data = fetch(index)
@@ -234,7 +235,7 @@ def run_program(
     """
     state.train()
     params, counted, seen = state.parameters(), _Tally(), 0
-    mover = _optimizer("sgd", params, momentum, 0.0)
+    mover = optimizer_for("sgd", params, momentum, 0.0)
     for index, lr in zip(steps, lrs, strict=True):
         data = fetch(index)
         logits = state(data.x)
@@ -275,9 +276,10 @@ def _gradients(
     return logits, loss
 
 
-def _optimizer(
+def optimizer_for(
     wanted: str | torch.optim.Optimizer, params: list[Tensor], momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:
+    """The optimiser of a name, as `train` takes it, or one that is there already; its step size is set at each step."""
     if isinstance(wanted, torch.optim.Optimizer):
         return wanted
     if wanted == "adam":

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from dcf.compiled._kernels import Kind, kernel_for, seconds_spent
-from dcf.compiled._rules import processor_suits, worthwhile
+from dcf.compiled._rules import multiplications, processor_suits, worthwhile
 from dcf.networks.base import NetworkState
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "gradient_products",
     "loss_gradients",
     "matched_gradients",
+    "multiplications",
     "noticed",
     "seconds_spent",
     "weight_gradients",

@@ -16,10 +16,12 @@ from dcf import compiled
 from dcf.augmenter import Augmenter
 from dcf.errors import EvaluationError
 from dcf.evaluation.context import EvalContext, Findings
+from dcf.evaluation.grouping import groups_of
 from dcf.evaluation.protocol import PROGRAM, Protocol
 from dcf.evaluation.report import Row, Run
 from dcf.networks.base import NetworkFactory, NetworkState
 from dcf.runtime import precision_text
+from dcf.together import Learner, accuracies_together, train_together
 from dcf.training import (
     Accuracy,
     Fetch,
@@ -193,12 +195,13 @@ def train_row(
     """
     job = _Job(ctx, ctx.factory(network), ctx.augmenter(augment))
     mine, done = ctx.world.share(range(total)), list[_Done]()
-    for number, trial in enumerate(trials):
-        if number in mine:
-            start = time.perf_counter()
-            with compiled.expected(len(mine)), compiled.noticed() as usage:
-                run, accuracy = _fit(job, trial)
-            done.append(_Done(run, accuracy, time.perf_counter() - start, trial.material.size, usage.kernels))
+    for group in groups_of(job.factory, ctx, (trial for number, trial in enumerate(trials) if number in mine)):
+        start = time.perf_counter()
+        with compiled.expected(len(mine)), compiled.noticed() as usage:
+            fitted = _fitted(job, group)
+        each = (time.perf_counter() - start) / len(group)
+        for trial, (run, accuracy) in zip(group, fitted, strict=True):
+            done.append(_Done(run, accuracy, each, trial.material.size, usage.kernels))
             if ctx.progress is not None:
                 ctx.progress(f"{name} {network}", len(done), len(mine), accuracy.value)
     done = [one for part in ctx.world.gather(done) for one in part]
@@ -271,31 +274,65 @@ def fit_network(
         classes: Outputs of the network, for augmentation that mixes labels; those of the data by default.
         objective: What is minimised instead of the cross-entropy.
     """
-    rules, spec = ctx.rules, ctx.data.spec
-    draws = ctx.generator(number, net, "augment")
+    rules, own = ctx.rules, _learner(state, material, ctx, augmenter, number, net, classes)
     return train(
         state,
-        material.fetch,
-        material.order(ctx.generator(number, net, "order")),
+        own.fetch,
+        own.order,
         schedule_for(rules, material.epoch_length, material.lr, material.steps),
         batch=rules.batch,
         momentum=rules.momentum,
         weight_decay=rules.weight_decay,
         optimizer=rules.optimizer,
-        augmentation=random_augmentation(augmenter, spec.shape, draws, classes or spec.num_classes),
+        augmentation=own.augmentation,
         tally=True,
         objective=objective,
     )
 
 
-def _fit(job: _Job, trial: Trial) -> tuple[Run, Accuracy]:
-    """Train one network, then test it once."""
-    ctx, number, net = job.ctx, trial.stream, trial.net
-    state = job.factory.create(ctx.data.spec, ctx.seed, *ctx.stream(number, net, "network"), device=ctx.place)
+def _learner(
+    state: NetworkState,
+    material: Material,
+    ctx: EvalContext,
+    augmenter: Augmenter | None,
+    number: int,
+    net: int,
+    classes: int | None = None,
+) -> Learner:
+    """A network with its material and the random streams of its own."""
+    draws, spec = ctx.generator(number, net, "augment"), ctx.data.spec
+    augmentation = random_augmentation(augmenter, spec.shape, draws, classes or spec.num_classes)
+    return Learner(state, material.fetch, material.order(ctx.generator(number, net, "order")), augmentation)
+
+
+def _fitted(job: _Job, group: Sequence[Trial]) -> list[tuple[Run, Accuracy]]:
+    """Train one network for each trial, then test it once."""
+    ctx = job.ctx
+    streams = [ctx.stream(trial.stream, trial.net, "network") for trial in group]
+    states = [job.factory.create(ctx.data.spec, ctx.seed, *stream, device=ctx.place) for stream in streams]
+    if len(group) > 1:
+        return _fitted_together(job, group, states)
+    (trial,), (state,) = group, states
     if trial.material.program is not None:
-        return _replayed(job, trial, state, trial.material.program)
-    trained = fit_network(state, trial.material, ctx, job.augmenter, number, net)
-    return _tested(state, trained, trial, ctx)
+        return [_replayed(job, trial, state, trial.material.program)]
+    trained = fit_network(state, trial.material, ctx, job.augmenter, trial.stream, trial.net)
+    return [_tested(state, trained, trial, ctx)]
+
+
+def _fitted_together(job: _Job, group: Sequence[Trial], states: Sequence[NetworkState]) -> list[tuple[Run, Accuracy]]:
+    ctx, rules, material = job.ctx, job.ctx.rules, group[0].material
+    trained = train_together(
+        [_learner(s, t.material, ctx, job.augmenter, t.stream, t.net) for s, t in zip(states, group, strict=True)],
+        schedule_for(rules, material.epoch_length, material.lr, material.steps),
+        batch=rules.batch,
+        momentum=rules.momentum,
+        weight_decay=rules.weight_decay,
+        optimizer=rules.optimizer,
+        tally=True,
+    )
+    accuracies = accuracies_together(states, ctx.data.test)
+    rows = zip(states, trained, group, accuracies, strict=True)
+    return [_tested(state, one, trial, ctx, accuracy) for state, one, trial, accuracy in rows]
 
 
 def _replayed(job: _Job, trial: Trial, state: NetworkState, program: Program) -> tuple[Run, Accuracy]:
@@ -306,9 +343,11 @@ def _replayed(job: _Job, trial: Trial, state: NetworkState, program: Program) ->
     return _tested(state, trained, trial, job.ctx)
 
 
-def _tested(state: NetworkState, trained: Trained, trial: Trial, ctx: EvalContext) -> tuple[Run, Accuracy]:
-    """Test a trained network once, then let the probe look at it."""
-    accuracy = evaluate_accuracy(state, ctx.data.test)
+def _tested(
+    state: NetworkState, trained: Trained, trial: Trial, ctx: EvalContext, accuracy: Accuracy | None = None
+) -> tuple[Run, Accuracy]:
+    """Test a trained network once, unless its accuracy is given, then let the probe look at it."""
+    accuracy = evaluate_accuracy(state, ctx.data.test) if accuracy is None else accuracy
     found = Findings({}) if ctx.probe is None else ctx.probe(state, trial)
     return _run(trained, accuracy, trial, ctx.seed_for(trial.stream, trial.net, "network"), found), accuracy
 
