@@ -212,6 +212,12 @@ def test_networks_are_trained_on_real_images_between_matching_steps_only():
     assert own == [4, 4] * 2  # two batches hold 6 images; nothing follows the last matching step
 
 
+def test_networks_whose_training_blows_up_end_the_run_with_what_to_lower():
+    run = start(context(), IDC(options(lr_net=1e20)))
+    with pytest.raises(dcf.NonFiniteError, match=r"matcher\.lr_net=0\.001"):
+        run.run(0, 1)
+
+
 def test_training_goes_on_with_its_momentum():
     ctx = context()
     matcher = IDC(options())

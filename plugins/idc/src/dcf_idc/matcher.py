@@ -37,6 +37,10 @@ class IDC(dcf.Matcher):
     defaults: ClassVar[dcf.MatcherDefaults] = dcf.MatcherDefaults(
         iterations=2000, lr=5e-3, momentum=0.5, init="random", iterations_small=20
     )
+    advice: ClassVar[str] = (
+        "lower the step size (--lr) or that of the networks (--set matcher.lr_net=0.001), or clip the gradients "
+        "(--clip), and start again"
+    )
 
     def __init__(self, config: IDCConfig | None = None) -> None:
         super().__init__(config)
