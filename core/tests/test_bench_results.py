@@ -8,6 +8,7 @@ import random
 from statistics import fmean
 
 import pytest
+import typer
 
 from dcf.bench.compare import difference, random_of
 from dcf.bench.diff import diff, diff_json, diff_sheet
@@ -423,6 +424,15 @@ def test_a_legend_says_what_a_label_says():
     shown = [text.get_text() for text in axes.legend().get_texts()]
     assert shown == [" _hidden", r"\$x^{\$", r"\\$", "a b"]
     axes.figure.canvas.draw()
+
+
+def test_a_cell_that_failed_says_how_to_mend_it(tmp_path, caplog):
+    from dcf.bench.run import BenchOutcome
+    from dcf.cli.bench import _end
+
+    with pytest.raises(typer.Exit):
+        _end(BenchOutcome(bench(row()), tmp_path / "bench.json", {"c": "it broke\n  mend it so"}, False))
+    assert caplog.messages == ["c failed: it broke\n  mend it so"]
 
 
 def test_nothing_to_draw_is_said(tmp_path, capsys):

@@ -194,7 +194,7 @@ def _sweep_plots(outcome: BenchOutcome, root: Path) -> list[Path]:
 
 def _end(outcome: BenchOutcome) -> None:
     for name, reason in outcome.failures.items():
-        log.error("%s failed: %s", name, clean(reason, 2000))
+        log.error("%s failed: %s", name, "\n".join(clean(line, 2000) for line in reason.splitlines()))
     if outcome.interrupted:
         log.warning("stopped; the same command goes on")
         raise typer.Exit(130)
