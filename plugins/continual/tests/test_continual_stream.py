@@ -104,6 +104,46 @@ def test_a_memory_of_fixed_size_makes_room(tmp_path):
     assert torch.equal(after, before[:2])
 
 
+@pytest.mark.parametrize(
+    ("memory", "least"),
+)
+def test_a_memory_that_will_be_too_small_is_refused_before_anything_is_run(tmp_path, memory, least):
+    with pytest.raises(dcf.UsageError, match=f"the smallest that works is {least}$"):
+        run_stream(settings(memory=memory, steps=5), tmp_path)
+    assert not list(tmp_path.glob("cells/*"))
+    found = run_stream(settings(memory=least, steps=5), tmp_path)
+    assert [m.views for m in found.rows[0].orders[0].memory][-1] == 10
+
+
+def test_each_method_needs_room_as_it_stores_images(tmp_path):
+    pytest.importorskip("dcf_lowrank")
+    with pytest.raises(
+        dcf.UsageError, match=r"'random\+lowrank:r=3' stores them; the smallest that works is bytes=1920"
+    ):
+        run_stream(settings(memory="bytes=1919", methods=("random+lowrank:r=3",)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("package", "method"), [("dcf_haba", "haba"), ("dcf_labels", "soft-labels"), ("dcf_memory", "memory")]
+)
+def test_what_cannot_be_put_together_is_refused_before_anything_is_run(tmp_path, package, method):
+    pytest.importorskip(package)
+    with pytest.raises(dcf.UsageError, match=f"'random\\+{method}' cannot fill a memory step by step"):
+        run_stream(settings(memory="ipc=8", methods=(f"random+{method}",)), tmp_path)
+    assert not list(tmp_path.glob("cells/*"))
+
+
+def test_runs_are_found_again_unless_they_are_damaged(tmp_path):
+    first = plain(run_stream(settings(), tmp_path))
+    files = sorted(tmp_path.glob("cells/*/synthetic.safetensors"))
+    before = [file.stat().st_mtime_ns for file in files]
+    assert plain(run_stream(settings(), tmp_path)) == first
+    assert [file.stat().st_mtime_ns for file in files] == before
+    files[0].write_bytes(files[0].read_bytes()[:-9])
+    assert plain(run_stream(settings(), tmp_path)) == first
+    assert [file.stat().st_mtime_ns == old for file, old in zip(files, before, strict=True)] == [False, True]
+
+
 def test_classes_that_are_condensed_apart_are_shared_by_orders(tmp_path):
     table = {"name": "learned", "matcher": "dm:batch_real=4", "network": NETWORK}
     made = settings(seeds=(0, 1), methods=(), method=(table,), iterations=1, condense="class")
@@ -171,6 +211,7 @@ WRONG = {
     "stream": (["--stream", "lowrnk"], "no stream named 'lowrnk'; there are"),
     "steps": (["--steps", "0"], "--steps expects int >= 1"),
     "memory": (["--memory", "10"], "expected ipc=N or class-bytes=N for each class, or bytes=N"),
+    "seeds": (["--seeds", "1,1"], "expected each seed once, got seeds=1,1"),
     "method": (["--methods", "randm"], "did you mean 'random'?"),
     "protocol": (["--set", "protocol.epoch=1"], "no option 'epoch'"),
     "learner": (["--learner", "sgd"], "'gdumb' | 'replay'"),

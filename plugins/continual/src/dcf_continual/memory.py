@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
+
+import torch
 
 import dcf
 from dcf.bench.cells import make_cell
 from dcf.bench.plan import Point
-from dcf.build import create
+from dcf.budget import Budget
+from dcf.build import create, create_stack
 from dcf.config import validate
 from dcf.data import RealData
 from dcf.data.options import SubsetConfig
 from dcf.data.subset import Subset
+from dcf.planning import plan_items
 from dcf.resolve import Request
 from dcf.run import Listener, prepare, resume, start
+from dcf.runconfig import RunConfig
 from dcf.rundir import RunDir
 from dcf.spec import parse_one
 from dcf_continual.options import StreamSettings, memory_of
 from dcf_continual.plan import Group, points_of, request_of, subset_of
 
-__all__ = ["condensed", "memories", "trimmed"]
+__all__ = ["condensed", "memories", "require_keepable", "trimmed"]
 
 log = logging.getLogger(__name__)
+
+#: Bytes of a class beyond which no image becomes possible that was not before.
+_ENOUGH: Final = 2**40
 
 
 def condensed(
@@ -91,6 +101,80 @@ def _image_bytes(real: RealData) -> int:
     return 4 * channels * height * width
 
 
+def require_keepable(settings: StreamSettings, groups: Sequence[Group], data: Sequence[RealData]) -> None:
+    """Make sure, before anything is run, that what the methods make can be put together, and has room to the end.
+
+    Args:
+        settings: Of the stream.
+        groups: The steps of an order; those of other orders are as large.
+        data: The datasets of the stream.
+
+    Raises:
+        UsageError: When images cannot be moved from set to set, or the memory is too small for one image of each class;
+            names the smallest that works.
+    """
+    memory, last = memory_of(settings.memory), groups[-1]
+    real, text = data[last.data], settings.data[last.data]
+    seen = real.spec.num_classes * (len(groups) if settings.sequence else 1)
+    names = [real.spec.classes[c] for c in last.numbers]
+    for method, point in enumerate(points_of(settings, text, "ipc=1")):
+        part, seed = _parts(settings, method, text, names, settings.seeds[0])[0]
+        request = request_of(settings, _point(settings, method, subset_of(text, part), "ipc=1"), seed)
+        config = prepare(Request(request.settings, {**request.objects, "data": _subset(request, real)})).config
+        spec = replace(real.spec, classes=tuple(part))
+        _require_movable(config, spec, point.label, len(part) == real.spec.num_classes)
+        if memory.unit == "ipc":
+            continue
+        share = memory.class_bytes(_image_bytes(real), seen)
+        least = _least_share(config, spec, share)
+        if least > share:
+            needed = f"bytes={least * seen}" if memory.fixed else f"class-bytes={least}"
+            raise dcf.UsageError(
+                f"memory: {settings.memory} has no room for one image of each of {seen} classes, as '{point.label}' "
+                f"stores them; the smallest that works is {needed}"
+            )
+
+
+def _require_movable(config: RunConfig, spec: dcf.DataSpec, label: str, all_classes: bool) -> None:
+    param = create_stack(dcf.Kind.PARAM, config.param)[-1]
+    param.allocate(spec, torch.arange(spec.num_classes).repeat_interleave(2))
+    try:
+        param.item_rows(spec, torch.arange(1))
+    except dcf.UsageError as error:
+        raise dcf.UsageError(f"method '{label}' cannot fill a memory step by step: {error}") from None
+    if not all_classes and param.labels(torch.arange(1)).ndim == 2:
+        raise dcf.UsageError(
+            f"method '{label}' cannot fill a memory step by step: its labels are probabilities of the classes of one "
+            "step, and mean nothing among others"
+        )
+
+
+def _least_share(config: RunConfig, spec: dcf.DataSpec, share: int) -> int:
+    """The smallest number of bytes of a class, `share` or more, that holds an image.
+
+    Raises:
+        BudgetError: When none does.
+    """
+
+    def works(nbytes: int) -> bool:
+        param = create_stack(dcf.Kind.PARAM, config.param)[-1]
+        budget = Budget("bytes", nbytes * spec.num_classes, math.prod(spec.shape))
+        try:
+            return plan_items(param, spec, budget, config.store) > 0
+        except dcf.BudgetError:
+            if nbytes > _ENOUGH:
+                raise
+            return False
+
+    low, high = share - 1, max(1, share)
+    while not works(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if middle and works(middle) else (middle, high)
+    return high
+
+
 def _run(request: Request, real: RealData, root: Path, listener: Listener) -> Path:
     """The file of one run: found, finished, or made."""
     chosen = _subset(request, real)
@@ -99,6 +183,8 @@ def _run(request: Request, real: RealData, root: Path, listener: Listener) -> Pa
     directory = RunDir(cell.path)
     if cell.state != "done":
         begun = cell.state == "begun" and any(directory.checkpoints.glob("*.safetensors"))
+        if begun:
+            cell.write()  # which takes away what is damaged
         outcome = resume(cell.path, listener) if begun else start(prepared, directory, True, listener)
         if outcome.interrupted:
             raise KeyboardInterrupt

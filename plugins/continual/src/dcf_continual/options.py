@@ -135,6 +135,8 @@ class StreamSettings(dcf.Config):
         memory_of(self.memory)
         if len(self.data) > 1 and self.steps != len(self.data):
             raise ValueError(f"{len(self.data)} datasets come in as many steps, got steps={self.steps}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"expected each seed once, got seeds={','.join(map(str, self.seeds))}")
         if self.learner == "replay" and self.head == "all":
             # Its head has no output for a class before it comes.
             object.__setattr__(self, "head", "seen")

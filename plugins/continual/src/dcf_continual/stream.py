@@ -25,7 +25,7 @@ from dcf.run import Listener
 from dcf.runtime import environment, precision_of, select_device
 from dcf.storage import content_hash
 from dcf_continual.learners import Hits, Place, count_hits, from_scratch, going_on
-from dcf_continual.memory import condensed, memories
+from dcf_continual.memory import condensed, memories, require_keepable
 from dcf_continual.model import FILE, MemoryFacts, NetRun, OrderResult, Stream, StreamRow, row_of
 from dcf_continual.options import StreamSettings
 from dcf_continual.plan import Group, points_of, slug, stream_groups
@@ -108,6 +108,8 @@ class Runner:
 
     def run(self) -> Stream:
         """Order after order, method after method."""
+        groups = stream_groups(self.settings, self.settings.seeds[0], self.data[0].spec.classes)
+        require_keepable(self.settings, groups, self.data)
         done: dict[str, list[OrderResult]] = {point.label: [] for point in self.points}
         stream = self._stream(done)
         for seed in self.settings.seeds:
