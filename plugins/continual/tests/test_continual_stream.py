@@ -104,9 +104,7 @@ def test_a_memory_of_fixed_size_makes_room(tmp_path):
     assert torch.equal(after, before[:2])
 
 
-@pytest.mark.parametrize(
-    ("memory", "least"),
-)
+@pytest.mark.parametrize(("memory", "least"), [("bytes=100", "bytes=2560"), ("class-bytes=255", "class-bytes=256")])
 def test_a_memory_that_will_be_too_small_is_refused_before_anything_is_run(tmp_path, memory, least):
     with pytest.raises(dcf.UsageError, match=f"the smallest that works is {least}$"):
         run_stream(settings(memory=memory, steps=5), tmp_path)
