@@ -92,7 +92,7 @@ def test_resume_evaluate_info_and_preview_take_a_run_directory(tmp_path, capsys)
     assert report["storage"]["payload_bytes"] == read_header(out / "synthetic.safetensors").nbytes
     assert main(["-q", "resume", str(out)]) == 0
     capsys.readouterr()
-    assert main(["preview", str(out), "--out", str(tmp_path / "look.png")]) == 0
+    assert main(["preview", str(out), "-o", str(tmp_path / "look.png")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'look.png'}\n"
     assert (tmp_path / "look.png").read_bytes().startswith(b"\x89PNG")
     assert main(["info", str(out)]) == 0
@@ -137,7 +137,7 @@ def test_evaluate_reports_a_table_json_and_a_file(tmp_path, capsys):
     assert main(["-q", "condense", *TINY, "--no-eval", "--out", str(out)]) == 0
     capsys.readouterr()
     quick = ["--nets", "1", "--epochs", "1", "--baselines", "none", "--network", "mlp"]
-    assert main(["-q", "evaluate", str(out), *quick, "--out", str(report), "--json"]) == 0
+    assert main(["-q", "evaluate", str(out), *quick, "-o", str(report), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["rows"][0]["name"] == "sets"
     assert "epochs=1" in told["protocol"]

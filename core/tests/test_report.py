@@ -231,7 +231,7 @@ def test_command_and_python_write_the_same_page(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "mine.html").read_text() == (tmp_path / "run/report.html").read_text()
     assert main(["report", "run/synthetic.safetensors"]) == 0
     assert (tmp_path / "run/synthetic.html").exists()
-    assert main(["report", "run", "run", "--views", "1", "--out", "deep/both.html"]) == 0
+    assert main(["report", "run", "run", "--views", "1", "-o", "deep/both.html"]) == 0
     assert "1 of 2 images" in (tmp_path / "deep/both.html").read_text()
 
 

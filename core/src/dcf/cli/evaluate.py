@@ -65,7 +65,7 @@ def evaluate(
     device: common.Device = None,
     precision: common.Precision = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="also write the whole report as JSON")
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="also write the whole report as JSON")
     ] = None,
     json: common.AsJson = False,
 ) -> None:

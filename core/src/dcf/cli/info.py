@@ -111,7 +111,7 @@ def _results(value: Any) -> str:
 def preview(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="a condensed set, or its run directory")],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="PNG", help="picture to write; beside FILE by default")
+        Path | None, typer.Option("--out", "-o", metavar="PNG", help="picture to write; beside FILE by default")
     ] = None,
 ) -> None:
     """Write a picture of the images of a condensed set, one class a row."""

@@ -28,7 +28,10 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="HTML", help="page to write; in RUN or beside FILE by default, of several report.html"
+            "--out",
+            "-o",
+            metavar="HTML",
+            help="page to write; in RUN or beside FILE by default, of several report.html",
         ),
     ] = None,
     views: Annotated[
