@@ -290,6 +290,14 @@ def test_a_command_that_cannot_be_imported_says_why_and_the_rest_works(monkeypat
     shown = capsys.readouterr()
     assert shown.err.startswith(f"error: the command 'hello' cannot be loaded\n  reason: {reason}")
     assert len(shown.err.splitlines()) == 2
+    monkeypatch.setattr("dcf.cli.doctor.registry", lambda: reg)
+    assert main(["doctor"]) == 1
+    assert f"hello: the command 'hello' cannot be loaded reason: {reason}"[:75] in " ".join(
+        capsys.readouterr().out.split()
+    )
+    monkeypatch.setenv("DCF_STRICT", "1")
+    assert main(["--help"]) == 2
+    assert reason in capsys.readouterr().err
 
 
 @pytest.fixture

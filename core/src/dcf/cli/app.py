@@ -12,7 +12,7 @@ from typer.main import get_command
 
 from dcf import __version__
 from dcf.cli.console import setup_logging
-from dcf.cli.later import add_later
+from dcf.cli.later import add_later, loaded
 from dcf.errors import DcfError, PluginError
 from dcf.processes import INTERRUPTED, rank
 from dcf.registry import Problem, Registry, is_strict, registry
@@ -118,7 +118,10 @@ def _require_usable(added: typer.Typer, app: typer.Typer) -> None:
     # Wrong annotations only show when the parser is made; a lone command needs a callback to be a group.
     probe = typer.Typer(callback=lambda: None)
     probe.registered_commands, probe.registered_groups = added.registered_commands, added.registered_groups
-    get_command(probe)
+    commands = get_command(probe).commands.values()  # type: ignore[attr-defined]
+    if is_strict(os.environ):
+        for command in commands:
+            loaded(command)
 
 
 def _names(app: typer.Typer) -> set[str]:

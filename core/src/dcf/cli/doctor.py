@@ -14,10 +14,13 @@ from typing import Final, Literal
 
 import typer
 from rich.table import Table
+from typer.main import get_command
 
 from dcf import __version__
 from dcf.cli.console import clean, print_json, stdout
+from dcf.cli.later import loaded
 from dcf.cli.options import AsJson
+from dcf.errors import PluginError
 from dcf.registry import registry
 
 __all__ = ["Finding", "add_to", "doctor"]
@@ -94,9 +97,17 @@ def _compute() -> Iterator[Finding]:
 
 
 def _plugins() -> Iterator[Finding]:
+    from dcf.cli.app import build
+
     reg = registry()
     for plugin in reg.plugins.values():
         yield Finding("plugin", "ok", f"{plugin.name}: {plugin.distribution} {plugin.version}")
+    # What other commands find out when they are used, and build() only says of the hooks themselves.
+    for name, command in get_command(build(reg)).commands.items():  # type: ignore[attr-defined]
+        try:
+            loaded(command)
+        except PluginError as error:
+            yield Finding("command", "broken", f"{name}: " + " ".join(str(error).split()))
     for problem in reg.problems:
         yield Finding("plugin", "broken", str(problem))
 
