@@ -31,15 +31,16 @@ class Brighter(Augmenter):
         return Batch(batch.x + draw, batch.y)
 
 
-def learner(number, soft=False, augmented=True, size=N, **options):
+def learner(number, soft=False, augmented=True, size=N, device="cpu", **options):
     """A network, images, an order and augmentation that are those of a number alone."""
-    net = ConvNetFactory(ConvNetConfig(width=8, depth=2, **options)).create(SPEC, 0, "net", number)
+    net = ConvNetFactory(ConvNetConfig(width=8, depth=2, **options)).create(SPEC, 0, "net", number, device=device)
     x = torch.randn(size, *SPEC.shape, generator=generator(0, "images", number))
     y = torch.randint(3, (size,), generator=generator(0, "labels", number))
-    y = F.one_hot(y, 3) * 0.7 + 0.1 if soft else y
+    x, y = x.to(device), (F.one_hot(y, 3) * 0.7 + 0.1 if soft else y).to(device)
     draws = generator(0, "draws", number)
     augmentation = random_augmentation(Brighter() if augmented else None, SPEC.shape, draws)
-    return Learner(net, lambda i: Batch(x[i], y[i]), shuffled(size, generator(0, "order", number)), augmentation)
+    order = shuffled(size, generator(0, "order", number), device)
+    return Learner(net, lambda i: Batch(x[i], y[i]), order, augmentation)
 
 
 @pytest.mark.parametrize("soft", [False, True])
@@ -121,3 +122,15 @@ def test_networks_with_state_or_random_layers_do_not_suit():
     random = learner(0).state
     random.module.add_module("drop", nn.Dropout())
     assert not suits(random, SPEC.shape, 4, CUDA)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_each_is_trained_as_if_it_were_alone():
+    together, alone = ([learner(n, augmented=False, device="cuda") for n in range(3)] for _ in range(2))
+    schedule = Schedule.constant(0.05, 3)
+    train_together(together, schedule, batch=4)
+    for one, own in zip(together, alone, strict=True):
+        train(own.state, own.fetch, own.order, schedule, batch=4)
+        for a, b in zip(one.state.parameters(), own.state.parameters(), strict=True):
+            assert torch.allclose(a, b, rtol=1e-2, atol=1e-3)
