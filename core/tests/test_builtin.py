@@ -16,7 +16,11 @@ COMPONENTS = [c for c in dcf_components() if c.kind not in OPTIONLESS]
 #: Each spec is wrong, and what the message must say.
 WRONG = [
     ("dataset", "folder:path=x,sise=3", "did you mean 'size'?"),
-    ("dataset", "folder:path=x,size=0", "option 'size' expects str, got '0'"),
+    (
+        "dataset",
+        "folder:path=x,size=0",
+        "folder.size: expected a side in pixels such as 64, or HxW such as 48x64, got '0'",
+    ),
     ("dataset", "folder:path=x,channels=5", "option 'channels' expects 'auto' or an int >= 1 and <= 4, got '5'"),
     ("dataset", "folder", "folder needs the option 'path'"),
     ("dataset", "mnist:root=", "expected a value, got the end"),

@@ -180,9 +180,9 @@ def test_a_header_that_is_no_header_is_refused(refused, header):
     ids=lambda c: str(c)[:40],
 )
 def test_a_tensor_that_is_described_wrongly_is_refused(refused, change):
-    begin = time.perf_counter()
+    begin = time.process_time()
     refused(raw({"x": {**ENTRY, **change}}, bytes(8)), "damaged")
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1
 
 
 @pytest.mark.parametrize(

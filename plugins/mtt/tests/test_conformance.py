@@ -19,7 +19,7 @@ def test_matcher_conforms(check):
     check()
 
 
-@dcf.testing.parametrize(f"mtt:{SMALL},unroll=tesla,reference_scale=true,batch_syn=1,threshold=2", kind="matcher")
+@dcf.testing.parametrize(f"mtt:{SMALL},unroll=tesla,reference_scale=true,batch_syn=1,threshold=20", kind="matcher")
 def test_matcher_with_the_truncated_gradient_conforms(check):
     check()
 

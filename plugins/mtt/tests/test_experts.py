@@ -381,7 +381,7 @@ def test_seconds_per_epoch_are_measured_and_leave_nothing(tmp_path):
 
 def test_the_time_of_an_epoch_is_that_of_a_training_as_long_as_it_will_be(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(compiled, "worthwhile", lambda kind, net, images, calls: bool(asked.append(calls)))
+    monkeypatch.setattr(compiled, "worthwhile", lambda kind, net, images, calls, strict: bool(asked.append(calls)))
     with compiled.allowed("default", torch.device("cpu")):
         experts(tmp_path).seconds_per_epoch(200)
     assert set(asked) == {200}
