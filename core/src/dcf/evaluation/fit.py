@@ -274,20 +274,20 @@ def fit_network(
         classes: Outputs of the network, for augmentation that mixes labels; those of the data by default.
         objective: What is minimised instead of the cross-entropy.
     """
-    rules, own = ctx.rules, _learner(state, material, ctx, augmenter, number, net, classes)
-    return train(
-        state,
-        own.fetch,
-        own.order,
-        schedule_for(rules, material.epoch_length, material.lr, material.steps),
-        batch=rules.batch,
-        momentum=rules.momentum,
-        weight_decay=rules.weight_decay,
-        optimizer=rules.optimizer,
-        augmentation=own.augmentation,
-        tally=True,
-        objective=objective,
-    )
+    own, how = _learner(state, material, ctx, augmenter, number, net, classes), _settings(ctx.rules, material)
+    return train(state, own.fetch, own.order, augmentation=own.augmentation, objective=objective, **how)
+
+
+def _settings(rules: Protocol, material: Material) -> dict[str, Any]:
+    """What a protocol says of the training on a material, as the loops take it."""
+    return {
+        "schedule": schedule_for(rules, material.epoch_length, material.lr, material.steps),
+        "batch": rules.batch,
+        "momentum": rules.momentum,
+        "weight_decay": rules.weight_decay,
+        "optimizer": rules.optimizer,
+        "tally": True,
+    }
 
 
 def _learner(
@@ -320,16 +320,9 @@ def _fitted(job: _Job, group: Sequence[Trial]) -> list[tuple[Run, Accuracy]]:
 
 
 def _fitted_together(job: _Job, group: Sequence[Trial], states: Sequence[NetworkState]) -> list[tuple[Run, Accuracy]]:
-    ctx, rules, material = job.ctx, job.ctx.rules, group[0].material
-    trained = train_together(
-        [_learner(s, t.material, ctx, job.augmenter, t.stream, t.net) for s, t in zip(states, group, strict=True)],
-        schedule_for(rules, material.epoch_length, material.lr, material.steps),
-        batch=rules.batch,
-        momentum=rules.momentum,
-        weight_decay=rules.weight_decay,
-        optimizer=rules.optimizer,
-        tally=True,
-    )
+    ctx, pairs = job.ctx, zip(states, group, strict=True)
+    learners = [_learner(state, t.material, ctx, job.augmenter, t.stream, t.net) for state, t in pairs]
+    trained = train_together(learners, **_settings(ctx.rules, group[0].material))
     accuracies = accuracies_together(states, ctx.data.test)
     rows = zip(states, trained, group, accuracies, strict=True)
     return [_tested(state, one, trial, ctx, accuracy) for state, one, trial, accuracy in rows]

@@ -57,4 +57,4 @@ def _pays(factory: NetworkFactory, ctx: EvalContext, material: Material) -> bool
 def _kind(trial: Trial) -> tuple[Any, ...]:
     """What those that are trained together have in common: the number of steps, their sizes, the form of labels."""
     own = trial.material
-    return own.epoch_length, own.lr, own.steps, own.fetch(torch.zeros(1, dtype=torch.long)).y.ndim
+    return own.program is None, own.epoch_length, own.lr, own.steps, own.fetch(torch.zeros(1, dtype=torch.long)).y.ndim
