@@ -186,8 +186,9 @@ def test_labels_start_from_the_class_or_from_nothing():
 
 
 @pytest.mark.parametrize("form", ["probabilities", "logits"])
-def test_teacher_says_what_labels_start_from_and_is_kept(form, tmp_path, monkeypatch):
+def test_teacher_says_what_labels_start_from_and_is_kept(form, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("DCF_CACHE", str(tmp_path))
+    caplog.set_level("INFO", "dcf_labels")
     data, reports = fake_data(classes=2, train=20), []
     found = []
     for _ in range(2):
@@ -198,6 +199,9 @@ def test_teacher_says_what_labels_start_from_and_is_kept(form, tmp_path, monkeyp
         found.append(param.labels(torch.arange(4)).detach())
     assert torch.equal(*found)
     assert reports == list(range(1, 31))  # trained once
+    told = [r.message for r in caplog.records if "trained on the real images for 30 epochs" in r.message]
+    assert len(told) == 2
+    assert told[0] == told[1]  # and it says each time how good it is
     assert len(list(tmp_path.rglob("*.safetensors"))) == 1
     assert float(found[0].amax()) < 1
     assert torch.allclose(found[0].sum(1), torch.ones(4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
@@ -16,9 +17,13 @@ from dcf.training import Schedule, shuffled, train
 
 __all__ = ["auto_epochs", "predictions", "teacher"]
 
+log = logging.getLogger(__name__)
+
 #: Raised when the same options train another network.
-_ALGORITHM: Final = 1
+_ALGORITHM: Final = 2
 _KIND: Final = "label-teacher"
+#: Where its accuracy stands beside the weights: on the training images, each batch before its step.
+_ACCURACY: Final = "accuracy"
 _BATCH: Final = 128
 _LR: Final = 0.02
 _MOMENTUM: Final = 0.9
@@ -55,8 +60,14 @@ def teacher(ctx: dcf.Context, epochs: int | Literal["auto"] = "auto") -> dcf.Net
     count = auto_epochs(len(ctx.data.train)) if epochs == "auto" else epochs
     found = Artifacts().get_or_make(_key(ctx, count), lambda: _trained(ctx, count), _KIND)
     state = ctx.networks.create(ctx.spec, ctx.seed, "label teacher", device=ctx.device)
-    state.load({name: value.to(ctx.device) for name, value in found.tensors.items()})
+    weights = {name: value.to(ctx.device) for name, value in found.tensors.items() if name != _ACCURACY}
+    state.load(weights)
     state.eval()
+    accuracy = 100 * float(found.tensors[_ACCURACY])
+    log.info(
+        "labels start from a network trained on the real images for %d epochs, right for %.1f %% of them in its last",
+        *(count, accuracy),
+    )
     return state
 
 
@@ -102,4 +113,4 @@ def _trained(ctx: dcf.Context, epochs: int) -> Mapping[str, Tensor]:
         raise dcf.NonFiniteError(
             "the network that labels start from diverged; take another --network, or --labels soft:init=onehot"
         )
-    return {**state.params, **state.buffers}
+    return {**state.params, **state.buffers, _ACCURACY: torch.as_tensor(trained.accuracy)}
