@@ -10,6 +10,8 @@ import torch
 import dcf
 from dcf.data.base import LabelledPixels, real_data
 from dcf.evaluation import EvalContext, Protocol, Report
+from dcf.evaluation.protocol import PROGRAM
+from dcf.evaluation.replay import Replay
 from dcf.evaluation.train import Train
 from dcf.pixels import Pixels
 from dcf.testing import fake_data, fake_set
@@ -69,12 +71,25 @@ EVERY = [
 
 
 @pytest.mark.parametrize(("evaluator", "options"), EVERY)
-def test_programs_are_warned_about_and_run_as_sets(evaluator, options):
+def test_programs_are_warned_about_and_run_both_ways(evaluator, options):
     program = fake_set()
     program.hints = Hints(program=Program(((0, 2), (1, 3)), (0.05, 0.02)))
     report = evaluate(evaluator, [program], options=options)
-    assert any("it is a program" in w or "the program it is" in w for w in report.warnings)
-    assert len(report.rows[0].runs) == 2
+    assert any("this set is a program" in warning for warning in report.warnings)
+    sets, replay = report.rows
+    assert (sets.name, len(sets.runs)) == ("sets", 2)
+    assert (replay.name, replay.protocol, replay.augment, len(replay.runs)) == ("replay", PROGRAM, "none", 2)
+    if evaluator is not ArchitectureRanking:  # whose rows are correlations
+        own = evaluate(Replay, [program], baselines=())
+        assert [run.value for run in replay.runs] == [run.value for run in own.rows[0].runs]
+
+
+def test_each_program_ranks_architectures_with_its_own_steps():
+    one, other = fake_set(), fake_set(seed=1)
+    one.hints = Hints(program=Program(((0, 2),), (0.05,)))
+    other.hints = Hints(program=Program(((0, 2), (1, 3), (1, 2)), (0.05, 0.02, 0.03)))
+    replay = rows_of(evaluate(ArchitectureRanking, [one, other], options=SMALL))["replay"]
+    assert [run.steps for run in replay.runs] == [SMALL["sample"] * n for n in (1, 1, 3, 3)]
 
 
 @pytest.mark.parametrize(("evaluator", "options"), EVERY)

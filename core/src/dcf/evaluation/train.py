@@ -18,7 +18,7 @@ from dcf.storage import content_hash
 if TYPE_CHECKING:
     from dcf.synthetic import SyntheticSet
 
-__all__ = ["Train", "baseline_rows", "build_report", "with_program"]
+__all__ = ["Train", "baseline_rows", "build_report", "order_notes", "with_program"]
 
 
 class Train(Evaluator):
@@ -47,12 +47,18 @@ def with_program(
     result: Measured, sets: Sequence[SyntheticSet], ctx: EvalContext, network: str
 ) -> tuple[list[Measured], list[str]]:
     """A row of sets, and where they are programs the row that runs them as such, with a warning."""
-    if not sets[0].hints.ordered:
-        return [result], []
-    if sets[0].hints.program is None:
-        return [result], ["the order of the images is part of this set, and it does not say how to run it"]
-    both = [result, program_row(sets, ctx, network)]
-    return both, [
+    notes = order_notes(sets)
+    return [result, *([program_row(sets, ctx, network)] if sets[0].hints.program is not None else [])], notes
+
+
+def order_notes(sets: Sequence[SyntheticSet]) -> list[str]:
+    """The warning that sets get whose order matters, where they are trained on as sets of images."""
+    hints = sets[0].hints
+    if not hints.ordered:
+        return []
+    if hints.program is None:
+        return ["the order of the images is part of this set, and it does not say how to run it"]
+    return [
         "this set is a program: the order of its images and the step size of each step are part of it; 'replay' runs "
         "it as such, the protocol shuffles its images and trains with a step size of its own"
     ]

@@ -10,10 +10,10 @@ from typing import Final
 import dcf
 from dcf.evaluation import EvalContext, Report, Row, Run, random_images_row, set_row
 from dcf.evaluation.fit import Measured
-from dcf.evaluation.train import build_report
+from dcf.evaluation.train import build_report, with_program
 from dcf_scores.options import AugmentationConfig
 from dcf_scores.ranking import NEUTRAL, augmentation_robust_score, improvement_over_random
-from dcf_scores.rows import as_images, value_of, with_metrics, with_shared_rivals
+from dcf_scores.rows import value_of, with_metrics, with_shared_rivals
 
 __all__ = ["AugmentationRobustScore"]
 
@@ -25,7 +25,8 @@ class AugmentationRobustScore(dcf.Evaluator):
     """The augmentation robust score of DD-Ranking, with its parts, in fractions.
 
     Sets and as many random real images are both trained with an augmentation and without any; everything else is the
-    protocol's. Network n of each row is paired with network n of the others.
+    protocol's. Network n of each row is paired with network n of the others. A set that is a program knows no
+    augmentation: its accuracy when run as such stands beside, without a score.
     """
 
     Config = AugmentationConfig
@@ -50,8 +51,8 @@ class AugmentationRobustScore(dcf.Evaluator):
         row = with_metrics(own.row, lambda run: _metrics(run, *rows, self.config.weight))
         row = with_shared_rivals(row, row.stats)
         facts = {**self.config.model_dump(mode="json"), "augment": augment, "neutral": NEUTRAL}
-        result, beside, notes = replace(own, row=row), [random, *plain], as_images(sets, "ars")
-        return build_report("ars", self, sets, ctx, [result], beside, notes, row.stats["ars"], start, facts)
+        results, notes = with_program(replace(own, row=row), sets, ctx, network)
+        return build_report("ars", self, sets, ctx, results, [random, *plain], notes, row.stats["ars"], start, facts)
 
 
 def _metrics(run: Run, random: Row, plain: Row, random_plain: Row, weight: float) -> dict[str, float]:

@@ -13,7 +13,7 @@ from torch import Tensor
 import dcf
 from dcf.data import Split
 from dcf.evaluation import EvalContext, Findings, Report, Row, Trial, set_row
-from dcf.evaluation.train import baseline_rows, build_report
+from dcf.evaluation.train import baseline_rows, build_report, with_program
 from dcf_scores.options import CalibrationConfig
 from dcf_scores.predictions import predictions
 from dcf_scores.reliability import (
@@ -25,7 +25,6 @@ from dcf_scores.reliability import (
     negative_log_likelihood,
     reliability,
 )
-from dcf_scores.rows import as_images
 
 __all__ = ["Calibration", "figures"]
 
@@ -55,12 +54,13 @@ class Calibration(dcf.Evaluator):
             held, rest = parts.test, replace(ctx, data=replace(ctx.data, train=parts.train))
         probed = replace(rest, probe=_Calibrated(ctx.data.test, held, config.bins))
         result = set_row(sets, probed, network)
+        results, ordered = with_program(result, sets, probed, network)
         beside, notes = baseline_rows(sets, probed, [network])
-        rows = [result.row, *(one.row for one in beside)]
+        rows = [one.row for one in (*results, *beside)]
         facts = {**config.model_dump(mode="json"), "held_out": len(held) if held else 0, "reliability": _tables(rows)}
-        notes = [*as_images(sets, "calibration"), *notes, *_unbounded(rows)]
+        notes = [*ordered, *notes, *_unbounded(rows)]
         summary = result.row.stats["ece"]
-        return build_report("calibration", self, sets, ctx, [result], beside, notes, summary, start, facts)
+        return build_report("calibration", self, sets, ctx, results, beside, notes, summary, start, facts)
 
 
 @dataclass(frozen=True)

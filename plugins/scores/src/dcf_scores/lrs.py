@@ -14,10 +14,10 @@ import dcf
 from dcf.evaluation import EvalContext, Report, Row, Run, random_images_row, random_row, set_row, whole_row
 from dcf.evaluation.baselines import Relabel, equal_bytes
 from dcf.evaluation.fit import Measured, material_of_split
-from dcf.evaluation.train import build_report
+from dcf.evaluation.train import build_report, with_program
 from dcf_scores.options import LabelConfig
 from dcf_scores.ranking import NEUTRAL, hard_label_recovery, improvement_over_random, label_robust_score
-from dcf_scores.rows import as_images, train_one, value_of, with_metrics, with_shared_rivals
+from dcf_scores.rows import train_one, value_of, with_metrics, with_shared_rivals
 
 __all__ = ["LabelRobustScore", "label_metrics"]
 
@@ -31,7 +31,8 @@ class LabelRobustScore(dcf.Evaluator):
     Everything is trained here under one protocol: the set with hard labels, the set with its own soft labels where it
     has them, random real images (as many, and as dear), and the whole training set. No row has a step size of its own
     and none is chosen on test images; every network is tested once, after its last epoch. Network n of each row is
-    paired with network n of the others.
+    paired with network n of the others. The accuracy of a set that is a program, run as such, stands beside, without
+    a score.
     """
 
     Config = LabelConfig
@@ -44,9 +45,10 @@ class LabelRobustScore(dcf.Evaluator):
         """
         start = time.perf_counter()
         ctx.check(sets)
-        network, notes = ctx.network_spec(sets), as_images(sets, "lrs")
+        network = ctx.network_spec(sets)
         soft = ctx.rules.labels != "hard" and _has_soft_labels(sets[0])
         own = set_row(sets, ctx, network)
+        (_, *programs), notes = with_program(own, sets, ctx, network)
         relabel, facts = _labels_of_random(sets, ctx, network, self.config) if soft else (None, {})
         beside = _hard_row(sets, ctx, network) if soft else []
         beside += _rivals(sets, ctx, network, self.config, relabel, notes)
@@ -59,8 +61,8 @@ class LabelRobustScore(dcf.Evaluator):
             "labels": "soft" if soft else "hard",
             **facts,
         }
-        result, summary = replace(own, row=row), row.stats["lrs"]
-        return build_report("lrs", self, sets, ctx, [result], beside, notes, summary, start, facts)
+        results, summary = [replace(own, row=row), *programs], row.stats["lrs"]
+        return build_report("lrs", self, sets, ctx, results, beside, notes, summary, start, facts)
 
 
 def label_metrics(own: Row, rivals: dict[str, Row], config: LabelConfig) -> Callable[[Run], dict[str, float]]:

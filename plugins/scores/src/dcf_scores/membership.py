@@ -16,12 +16,12 @@ from dcf.data import Split
 from dcf.evaluation import EvalContext, Findings, Report, Trial, random_selection, set_row
 from dcf.evaluation.baselines import equal_bytes, find_baseline
 from dcf.evaluation.fit import Measured, material_of_split
-from dcf.evaluation.train import build_report
+from dcf.evaluation.train import build_report, with_program
 from dcf_scores.copies import Features, Gallery, save_pairs
 from dcf_scores.neighbours import area_under_curve, hits_at
 from dcf_scores.options import MembershipConfig
 from dcf_scores.predictions import predictions
-from dcf_scores.rows import as_images, train_one
+from dcf_scores.rows import train_one
 
 __all__ = ["WARNING", "Membership"]
 
@@ -52,9 +52,11 @@ class Membership(dcf.Evaluator):
         """
         start, config = time.perf_counter(), self.config
         ctx.check(sets)
-        network, notes = ctx.network_spec(sets), [WARNING, *as_images(sets, "membership")]
+        network, notes = ctx.network_spec(sets), [WARNING]
         attack = _attack(ctx, config, notes)
-        result = set_row(sets, replace(ctx, probe=attack), network)
+        probed = replace(ctx, probe=attack)
+        result = set_row(sets, probed, network)
+        results, ordered = with_program(result, sets, probed, network)
         beside, missing = _beside(sets, ctx, network, attack)
         features = _features(sets, ctx, network, config)
         tables = [attack.gallery.table(one, features) for one in sets]
@@ -66,8 +68,8 @@ class Membership(dcf.Evaluator):
             "others": len(attack.others), "near": attack.gallery.near, "copy": attack.gallery.rounding,
             "fresh": _quantiles(attack.gallery.fresh), "nearest": tables,
         }  # fmt: skip
-        summary = result.row.stats["loss_auc"]
-        return build_report("membership", self, sets, ctx, [result], beside, [*notes, *missing], summary, start, facts)
+        summary, notes = result.row.stats["loss_auc"], [*notes, *ordered, *missing]
+        return build_report("membership", self, sets, ctx, results, beside, notes, summary, start, facts)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,18 +16,21 @@ from dcf.distributed import ALONE
 from dcf.evaluation import EvalContext, Material, Report, Row, Run, Trial, material_of, random_selection, train_row
 from dcf.evaluation.baselines import equal_bytes
 from dcf.evaluation.fit import Measured, material_of_split
-from dcf.evaluation.train import build_report
+from dcf.evaluation.protocol import PROGRAM
+from dcf.evaluation.train import build_report, order_notes
 from dcf.seeding import generator
 from dcf.training import Order
 from dcf_scores.correlation import agreement, kendall, spearman, top_by
 from dcf_scores.grid import architectures
 from dcf_scores.options import RankingConfig
 from dcf_scores.reference import Job, Reference, reference_of
-from dcf_scores.rows import as_images
 
 __all__ = ["ArchitectureRanking", "early_stopping"]
 
 log = logging.getLogger(__name__)
+
+#: Rows of the sets themselves; the others stand beside them.
+_OWN: Final = ("sets", "replay")
 
 
 class _Proxy(NamedTuple):
@@ -38,12 +41,14 @@ class _Proxy(NamedTuple):
         trials: What one architecture is trained on, afresh for each.
         images: Training images at most.
         sizes: Further fields of the row.
+        program: Whether it is run as the program that it is, rather than under the protocol.
     """
 
     name: str
     trials: Callable[[], list[Trial]]
     images: int
     sizes: dict[str, Any]
+    program: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,12 +107,11 @@ class ArchitectureRanking(dcf.Evaluator):
             "reference": _reference_facts(search),
             "rows": {measured.row.name: found for measured, found in ranked},
         }  # fmt: skip
-        (result, _), *beside = ranked
-        notes = [*as_images(sets, "nas-rank"), *notes, *_few(search)]
-        stat = result.row.stat
-        report = build_report(
-            "nas-rank", self, sets, ctx, [result], [one for one, _ in beside], notes, stat, start, facts
-        )
+        results = [one for proxy, (one, _) in zip(proxies, ranked, strict=True) if proxy.name in _OWN]
+        beside = [one for proxy, (one, _) in zip(proxies, ranked, strict=True) if proxy.name not in _OWN]
+        notes = [*order_notes(sets), *notes, *_few(search)]
+        stat = results[0].row.stat
+        report = build_report("nas-rank", self, sets, ctx, results, beside, notes, stat, start, facts)
         seconds = {**report.timing.rows, "reference": search.reference.seconds.tolist()}
         _tell(seconds)
         return report.model_copy(update={"timing": report.timing.model_copy(update={"rows": seconds})})
@@ -139,6 +143,9 @@ def _proxies(sets: Sequence[dcf.SyntheticSet], ctx: EvalContext) -> tuple[list[_
     sizes = {"bytes": largest.nbytes, "floats": largest.floats, "utilisation": largest.utilisation}
     own = [Trial(s, net, s, material) for s, material in enumerate(materials) for net in range(ctx.n_nets)]
     found, notes = [_Proxy("sets", lambda: own, size, sizes)], []
+    if sets[0].hints.program is not None:
+        run = [t._replace(material=replace(t.material, program=sets[t.set].hints.program)) for t in own]
+        found.append(_Proxy("replay", lambda: run, size, sizes, program=True))
     k = equal_bytes(min(one.storage().nbytes for one in sets), ctx.data.spec.shape, ctx.data.spec.num_classes)
     if k:
         picked = [_chosen(ctx, net, k, lr, steps) for net in range(ctx.n_nets)]
@@ -189,18 +196,19 @@ def _ranked(proxy: _Proxy, search: _Search) -> tuple[Measured, dict[str, Any]]:
     """The row of a proxy, and its accuracies and correlations as the report has them."""
     ctx = search.ctx
     mine, rows = ctx.world.share(search.specs), []
+    augment = "none" if proxy.program else search.augment
     alone = replace(ctx, progress=None, world=ALONE)
     for spec in mine:
         trials = proxy.trials()
-        rows.append(train_row(proxy.name, trials, len(trials), alone, spec, search.augment))
+        rows.append(train_row(proxy.name, trials, len(trials), alone, spec, augment))
         if ctx.progress is not None:
             ctx.progress(proxy.name, len(rows), len(mine), rows[-1].row.stat.mean)
     everyone = [one for part in ctx.world.gather(rows) for one in part]
     found = torch.tensor([[run.value for run in one.row.runs] for one in everyone], dtype=torch.float64).T
     runs = tuple(_run([one.row.runs[i] for one in everyone], found[i], search) for i in range(len(found)))
     row = Row.of(
-        runs, name=proxy.name, network=f"{len(search.specs)} ConvNets", augment=search.augment,
-        protocol=ctx.rules.id, images=proxy.images, **proxy.sizes,
+        runs, name=proxy.name, network=f"{len(search.specs)} ConvNets", augment=augment,
+        protocol=PROGRAM if proxy.program else ctx.rules.id, images=proxy.images, **proxy.sizes,
     )  # fmt: skip
     row, facts = _with_intervals(row, found, search)
     seconds = [sum(one.seconds[i] for one in everyone) for i in range(len(found))]

@@ -13,11 +13,10 @@ from torch import Tensor
 
 import dcf
 from dcf.evaluation import EvalContext, Findings, Report, Row, Trial, set_row
-from dcf.evaluation.train import baseline_rows, build_report
+from dcf.evaluation.train import baseline_rows, build_report, with_program
 from dcf_scores.attacks import fgsm, pgd
 from dcf_scores.corruptions import corrupt
 from dcf_scores.options import Corruption, RobustnessConfig
-from dcf_scores.rows import as_images
 
 __all__ = ["Robustness"]
 
@@ -46,15 +45,16 @@ class Robustness(dcf.Evaluator):
         network, config = ctx.network_spec(sets), self.config
         probed = replace(ctx, probe=_disturbed(ctx, config))
         result = set_row(sets, probed, network)
+        results, ordered = with_program(result, sets, probed, network)
         beside, notes = baseline_rows(sets, probed, [network])
-        rows = [result.row, *(one.row for one in beside)]
+        rows = [one.row for one in (*results, *beside)]
         images = min(config.images, len(ctx.data.test))
         facts = {
             **config.model_dump(mode="json"), "images": images, "step": config.step_size,
             "corruptions": {row.name: _means(row) for row in rows},
         }  # fmt: skip
-        notes = [*as_images(sets, "robust"), *notes]
-        return build_report("robust", self, sets, ctx, [result], beside, notes, result.row.stats["pgd"], start, facts)
+        notes = [*ordered, *notes]
+        return build_report("robust", self, sets, ctx, results, beside, notes, result.row.stats["pgd"], start, facts)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""What the evaluators share about rows: further figures of finished ones, pairs of networks, sets that are programs."""
+"""What the evaluators share about rows: further figures of finished ones, pairs of networks, a reference network."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from statistics import fmean, variance
 from typing import Any
@@ -13,17 +13,7 @@ from dcf.distributed import ALONE
 from dcf.evaluation import EvalContext, Findings, Material, Row, Run, Trial, train_row
 from dcf.evaluation.statistics import NOT_ESTIMATED, t_quantile
 
-__all__ = ["as_images", "train_one", "value_of", "with_metrics", "with_shared_rivals"]
-
-
-def as_images(sets: Sequence[dcf.SyntheticSet], name: str) -> list[str]:
-    """The warning that sets whose order matters get from evaluators that train on them as sets of images."""
-    if not sets[0].hints.ordered:
-        return []
-    return [
-        f"{name}: the order of its images is part of this set; here they are shuffled and trained on as the protocol "
-        "says, which it was not made for ('--evaluator replay' runs it as the program it is)"
-    ]
+__all__ = ["train_one", "value_of", "with_metrics", "with_shared_rivals"]
 
 
 def with_metrics(row: Row, metrics: Callable[[Run], Mapping[str, float]]) -> Row:
