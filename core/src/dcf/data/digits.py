@@ -38,6 +38,7 @@ class Digits(DatasetProvider):
     hints: ClassVar[dict[str, Any]] = {
         "network": "convnet:width=32",
         "iterations": 200,
+        "networks": 3,
         "protocol_set": {"steps_min": 300},
     }
 
