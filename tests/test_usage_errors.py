@@ -145,6 +145,8 @@ CASES = [
     Case("no-matcher", condense(), ["no matcher was named", "--matcher NAME"], env={"DCF_PLUGINS": ""}),
     # --- the parser -------------------------------------------------------------------------------------------------
     Case("unknown-command", ["condens"], ["no such command 'condens'", "'condense'", "see: dcf --help"]),
+    Case("no-value-of-an-option", ["condense", "--ipc"], ["'--ipc' requires an argument", "see: dcf condense --help"]),
+    Case("no-value-of-a-group", ["bench", "run", "--out"], ["'--out' requires an argument", "see: dcf bench --help"]),
     Case("unknown-flag", condense("--matchr", "dm"), ["no such option", "--matcher", "see: dcf condense --help"]),
     Case("flag-value", condense("--ipc"), ["'--ipc' requires an argument"]),
     Case("no-file", ["evaluate"], ["missing argument 'FILE...'"]),

@@ -60,7 +60,7 @@ class Interrupted(DcfError):  # noqa: N818 - nothing went wrong
 
 
 class _Group(TyperGroup):
-    """The commands; of one that is interrupted the user is told so, where the parser would end without a word."""
+    """The commands; says what the parser leaves out: that one was interrupted, and which one it complains of."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
@@ -68,6 +68,11 @@ class _Group(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise Interrupted("interrupted") from None
+        except Exception as problem:
+            # An option whose value is missing does not know its command.
+            if getattr(problem, "ctx", problem) is None and ctx.invoked_subcommand:
+                problem.ctx = typer.Context(self, parent=ctx, info_name=ctx.invoked_subcommand)  # type: ignore[attr-defined]
+            raise
 
 
 def build(reg: Registry | None = None) -> typer.Typer:
