@@ -45,7 +45,7 @@ def images(n, *stream):
 @pytest.fixture
 def anywhere(monkeypatch):
     """A processor that suits, and kernels that pay however little there is to do."""
-    monkeypatch.setattr(compiled, "processor_suits", lambda: True)
+    monkeypatch.setattr(compiled, "processor", lambda: "amx")
     monkeypatch.setattr(compiled, "worthwhile", lambda *_: True)
     monkeypatch.setattr(_kernels, "_MADE", {})
 
@@ -82,13 +82,13 @@ def test_gpus_and_other_processors_have_none(monkeypatch, uncompiled):
     y = torch.zeros(4, dtype=torch.long)
     with compiled.allowed("default", torch.device("cuda")):
         assert compiled.loss_gradients(net_of(), images(4), y) is None
-    monkeypatch.setattr(compiled, "processor_suits", lambda: False)
+    monkeypatch.setattr(compiled, "processor", lambda: "other")
     with compiled.allowed("default", CPU):
         assert compiled.loss_gradients(net_of(), images(4), y) is None
 
 
 def test_a_processor_without_matrix_units_is_told_once_and_only_where_it_matters(monkeypatch, uncompiled, caplog):
-    monkeypatch.setattr(compiled, "processor_suits", lambda: False)
+    monkeypatch.setattr(compiled, "processor", lambda: "other")
     compiled._tell_of_processor.cache_clear()
     y = torch.zeros(4, dtype=torch.long)
     with compiled.allowed("default", CPU), caplog.at_level(logging.INFO):
@@ -195,10 +195,39 @@ def test_a_kernel_in_fp32_is_held_to_less(anywhere, monkeypatch, caplog):
 
 
 def test_processor_is_looked_up_without_failing(monkeypatch):
-    _rules.processor_suits.cache_clear()
+    _rules.processor.cache_clear()
     monkeypatch.setattr(_rules.platform, "machine", lambda: "riscv64")
-    assert not _rules.processor_suits()
-    _rules.processor_suits.cache_clear()
+    assert _rules.processor() == "other"
+    _rules.processor.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("flags", "has"),
+    [("avx2 avx512f amx_bf16", "amx"), ("avx2 avx512f avx512_bf16", "avx512"), ("sse4_2 avx2", "other")],
+)
+def test_processors_are_told_apart(flags, has, monkeypatch):
+    monkeypatch.setattr(_rules.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(_rules.Path, "read_text", lambda self, encoding: f"flags : {flags}\n")
+    assert _rules.processor.__wrapped__() == has
+
+
+def test_without_matrix_units_kernels_are_in_fp32_and_that_is_said_once(anywhere, monkeypatch, caplog):
+    made = []
+    monkeypatch.setattr(compiled, "processor", lambda: "avx512")
+    monkeypatch.setattr(compiled, "kernel_for", lambda kind, rounded, *_: made.append(rounded))
+    asked = []
+    monkeypatch.setattr(compiled, "worthwhile", lambda *given: asked.append(given[-1]) or True)
+    compiled._tell_of_processor.cache_clear()
+    with compiled.allowed("default", CPU), compiled.noticed() as usage, caplog.at_level(logging.INFO):
+        for _ in range(2):
+            compiled.loss_gradients(net_of(), images(4), torch.zeros(4, dtype=torch.long))
+    assert made == ["none", "none"]
+    assert asked == [True, True]  # from where a kernel in fp32 pays
+    assert not usage.kernels
+    assert [r.message for r in caplog.records if "AMX" in r.message] == [
+        "this processor has no matrix units for bf16 (AMX): kernels compute in fp32"
+    ]
+    compiled._tell_of_processor.cache_clear()
 
 
 # --- what it computes -------------------------------------------------------------------------------

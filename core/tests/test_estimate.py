@@ -501,7 +501,7 @@ def test_strict_precision_is_as_in_the_run(work):
 
 
 def test_the_clock_stands_still_while_kernels_are_made(monkeypatch):
-    monkeypatch.setattr(compiled, "processor_suits", lambda: True)
+    monkeypatch.setattr(compiled, "processor", lambda: "amx")
     monkeypatch.setattr(compiled, "worthwhile", lambda *_: True)
     monkeypatch.setattr(_kernels, "_MADE", {})
     monkeypatch.setattr(_kernels, "_SECONDS", {})

@@ -2,11 +2,11 @@
 
 A kernel computes convolutions in bf16 on the units that the processor has for products of matrices, everything else in
 fp32, and fuses what lies between them. Where synthetic images are differentiated, the convolutions of the forward pass
-are in fp32, too, and with `--precision strict` everything is. Kernels are for gradients and embeddings of real and
-synthetic images, for training and testing, and for steps of unrolled training. Every function here returns None where
-no kernel is to be had, and the caller computes the plain way:
+are in fp32, too; with `--precision strict`, and on processors without such units, everything is. Kernels are for
+gradients and embeddings of real and synthetic images, for training and testing, and for steps of unrolled training.
+Every function here returns None where no kernel is to be had, and the caller computes the plain way:
 
-* on a GPU, or on a processor without bf16 matrix units (AMX);
+* on a GPU, or on a processor that has neither bf16 matrix units (AMX) nor AVX-512;
 * where compiling takes longer than it saves: that is decided by counting operations, never by the clock, so that a run
   that is resumed decides the same;
 * for networks that have state, draw random numbers, or do not compile; this is said once.
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from dcf.compiled._kernels import Kind, kernel_for, seconds_spent
-from dcf.compiled._rules import multiplications, processor_suits, worthwhile
+from dcf.compiled._rules import multiplications, processor, worthwhile
 from dcf.networks.base import NetworkState
 
 __all__ = [
@@ -238,7 +238,7 @@ def gradient_products(
 def _computed(
     kind: Kind, net: NetworkState, inputs: Sequence[Tensor], weights: Sequence[Tensor]
 ) -> list[Tensor] | None:
-    rounded = kind.rounded(_ALLOWED.get() == "strict")
+    rounded = kind.rounded(_in_fp32())
     found = kernel_for(kind, rounded, net, inputs, weights)
     if found is not None and rounded != "none":
         for usage in _USAGE.get():
@@ -250,15 +250,19 @@ def _wanted(kind: Kind, net: NetworkState, images: Tensor, calls: int) -> bool:
     precision = _ALLOWED.get()
     if precision is None or images.dtype != torch.float32:
         return False
-    if not worthwhile(kind, net, images, calls * _TIMES.get(), precision == "strict"):
+    if not worthwhile(kind, net, images, calls * _TIMES.get(), _in_fp32()):
         return False
-    if not processor_suits():
-        _tell_of_processor()
-        return False
-    return True
+    found = processor()
+    if found == "other" or (found == "avx512" and precision == "default"):
+        _tell_of_processor("computing the plain way, in fp32" if found == "other" else "kernels compute in fp32")
+    return found != "other"
+
+
+def _in_fp32() -> bool:
+    return _ALLOWED.get() == "strict" or processor() == "avx512"
 
 
 @functools.cache
-def _tell_of_processor() -> None:
+def _tell_of_processor(instead: str) -> None:
     """Say once for a process why what is slow is not faster."""
-    log.info("no compiled kernels: this processor has no matrix units for bf16 (AMX); computing the plain way, in fp32")
+    log.info("this processor has no matrix units for bf16 (AMX): %s", instead)

@@ -6,7 +6,7 @@ import functools
 import platform
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from dcf.compiled._lower import Rounded
 from dcf.networks.base import NetworkState
 
-__all__ = ["Kind", "multiplications", "processor_suits", "worthwhile"]
+__all__ = ["Kind", "Processor", "multiplications", "processor", "worthwhile"]
 
+
+#: What a processor has for products of matrices: units for bf16 (AMX), wide registers alone, or neither.
+Processor: TypeAlias = Literal["amx", "avx512", "other"]
 
 #: How many times as much there must be to do for a kernel in fp32: it saves a quarter of the plain way, not three.
 _LESS_SAVED: Final = 4
@@ -59,12 +62,13 @@ class Kind(Enum):
 
 
 @functools.cache
-def processor_suits() -> bool:
-    """Whether the processor multiplies matrices in bf16 (AMX)."""
+def processor() -> Processor:
+    """What the processor has: kernels round to bf16 on AMX, are in fp32 on AVX-512, and are not made elsewhere."""
     try:
-        return platform.machine() == "x86_64" and "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="ascii")
+        known = Path("/proc/cpuinfo").read_text(encoding="ascii") if platform.machine() == "x86_64" else ""
     except (OSError, UnicodeDecodeError):
-        return False
+        known = ""
+    return "amx" if "amx_bf16" in known else "avx512" if "avx512f" in known else "other"
 
 
 def worthwhile(kind: Kind, net: NetworkState, images: Tensor, calls: int, strict: bool = False) -> bool:
