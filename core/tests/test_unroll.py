@@ -396,7 +396,66 @@ def test_stateless_network_leaves_running_statistics_alone(mode):
     assert mode == "tesla" or error(found, expected) < 1e-10
 
 
+class Dropped(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.classifier, self.drop = torch.nn.Linear(4, 3).double(), torch.nn.Dropout()
+
+    def forward(self, x, embed=False):
+        return self.classifier(self.drop(x))
+
+
+def test_stateless_network_has_no_dropout():
+    x, _, lrs, y = small()
+    x.requires_grad_()
+    net = NetworkState(Dropped())
+    pure, start = stateless(net), {name: p.detach() for name, p in net.params.items()}
+
+    def gradient(logits, mode):
+        final = unroll(lambda w, s: F.cross_entropy(logits(x, w), y), start, lrs, [x], mode=mode)
+        return torch.autograd.grad(final["classifier.weight"].square().sum(), x)[0]
+
+    expected = gradient(lambda x, w: x @ w["classifier.weight"].T + w["classifier.bias"], "full")
+    for mode in ("adjoint", "full", "checkpoint"):
+        torch.testing.assert_close(gradient(pure, mode), expected)
+    assert net.module.drop.training
+    net.eval()
+    pure(x, start)
+    assert not net.module.drop.training
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize("mode", ["adjoint", "checkpoint", "tesla"])
+def test_a_loss_that_draws_anew_is_refused(mode, keep):
+    x, w, lrs, y = small()
+    x.requires_grad_()
+    draws = torch.Generator().manual_seed(0)
+
+    def loss(p, s):
+        return F.cross_entropy((x + torch.rand(6, 4, generator=draws, dtype=x.dtype)) @ p["w"].T, y)
+
+    def gradient(mode):
+        final = unroll(loss, {"w": w}, lrs, [x], mode=mode, keep=keep)["w"]
+        return torch.autograd.grad(final.square().sum(), x)
+
+    with pytest.raises(UsageError, match=r"loss of step 0 was [0-9.]+ and, computed again, [0-9.]+; it must be the"):
+        gradient(mode)
+    gradient("full")  # which computes nothing twice
+
+
+def test_rounding_is_no_new_draw():
+    x, w, lrs, y = small()
+    x.requires_grad_()
+    noise = iter([0.0, 1e-5, 0.0, 0.0, 0.0, 0.0, 0.0])
+
+    def loss(p, s):
+        return F.cross_entropy(x @ p["w"].T, y) * (1 + next(noise))
+
+    final = unroll(loss, {"w": w}, lrs[:1], [x])["w"]
+    torch.autograd.grad(final.square().sum(), x)
 
 
 def test_second_derivatives_need_another_mode():
@@ -452,6 +511,11 @@ def test_an_input_computed_from_another_is_refused():
         ({"momentum": float("nan")}, "momentum from 0"),
         ({"loss": lambda p, s: p["w"].sum(1)}, r"step 0: expected a scalar .* \(3,\)"),
         ({"loss": lambda p, s: torch.ones(())}, "without a gradient"),
+        ({"loss": lambda p, s: 1.0}, "expected a scalar .* got a float"),
+        ({"lrs": [0.1, 0.1]}, "as a tensor, .* got a list"),
+        ({"inputs": torch.ones(2, 2)}, "expected inputs to be a list .* got a tensor; write"),
+        ({"inputs": {"x": torch.ones(2)}}, "expected inputs to be a list .* got a str among them"),
+        ({"start": {"w": torch.ones(2), "seen": torch.tensor(1)}}, "weights alone .* 'seen' of torch.int64"),
     ],
 )
 def test_arguments_that_make_no_sense(change, message):

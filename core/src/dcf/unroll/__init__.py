@@ -7,17 +7,19 @@ the same; memory is that of one step and of the weights (see docs/unroll.md).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Literal, TypeAlias, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from dcf.errors import UsageError
 from dcf.networks.base import NetworkState
 from dcf.types import UnrollMode
 from dcf.unroll._adjoint import sweep
+from dcf.unroll._closure import repeatable
 from dcf.unroll._sizes import StepSizes
 from dcf.unroll._steps import Loss, Rule, StepKernel, record, walk
 from dcf.unroll._training import train_on
@@ -46,7 +48,7 @@ def unroll(
     Args:
         loss: The scalar training loss of step s at given weights. It must be pure, since it is computed more than once
             for a step: the same arguments give the same value, so random draws are made beforehand, and autocast, where
-            wanted, is entered inside. A network with batch norms goes through `stateless`.
+            wanted, is entered inside. A network with batch norms or dropout goes through `stateless`.
         start: Weights before the first step. Those that require gradients receive them; detached ones save a part of
             the first step on the way back.
         lrs: `(T,)` step sizes, constant or differentiable.
@@ -68,10 +70,13 @@ def unroll(
     Raises:
         UsageError: For arguments that make no sense. In the modes "adjoint" and "tesla" also for an input that is
             computed from another, a loss that depends on a tensor that requires gradients and is not among `inputs`,
-            and, on the way back, a second derivative.
+            and, on the way back, a second derivative. In all but "full", on the way back and on the CPU, for a loss
+            that is another one when that of the first step is computed again.
     """
+    inputs = _listed(inputs)
     _check(start, lrs, momentum, mode, keep)
     weights = list(start.values())
+    loss = repeatable(loss) if mode == "checkpoint" else loss
     rule = Rule(loss, tuple(start), momentum, None if mode in ("full", "checkpoint") else kernel)
     lrs = lrs.to(weights[0].device)
     if not torch.is_grad_enabled():
@@ -88,11 +93,25 @@ class Stateless:
 
     def __init__(self, net: NetworkState) -> None:
         self.net = net
+        self.drops = [layer for layer in net.module.modules() if isinstance(layer, nn.modules.dropout._DropoutNd)]
 
     def __call__(self, x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """Logits `(N, K)` of `(N, C, H, W)` images."""
         buffers = {name: buffer.clone() for name, buffer in self.net.buffers.items()}
-        return functional_call(self.net.module, ({**weights}, buffers), (x,))  # type: ignore[no-any-return]
+        with _switched_off(self.drops):
+            return functional_call(self.net.module, ({**weights}, buffers), (x,))  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _switched_off(layers: Sequence[nn.Module]) -> Iterator[None]:
+    modes = [layer.training for layer in layers]
+    try:
+        for layer in layers:
+            layer.training = False
+        yield
+    finally:
+        for layer, mode in zip(layers, modes, strict=True):
+            layer.training = mode
 
 
 def stateless(net: NetworkState) -> Stateless:
@@ -100,12 +119,22 @@ def stateless(net: NetworkState) -> Stateless:
 
     Called directly, batch norms in training mode move the running statistics of `net.buffers` each time a step is
     computed, so more than once for some modes. The weights and gradients do not depend on that; what is left in the
-    buffers would.
+    buffers would. Dropout would draw anew each time, and the gradients would be wrong.
 
     Returns:
-        `(images, weights) -> logits`, computed with copies of the present buffers.
+        `(images, weights) -> logits`, computed with copies of the present buffers, and without dropout.
     """
     return Stateless(net)
+
+
+def _listed(inputs: Iterable[Tensor]) -> list[Tensor]:
+    if isinstance(inputs, Tensor):  # it would be taken for a list of its parts
+        raise UsageError("unroll: expected inputs to be a list of tensors, got a tensor; write [x]")
+    found = list(inputs)
+    wrong = [type(x).__name__ for x in found if not isinstance(x, Tensor)]
+    if wrong:
+        raise UsageError(f"unroll: expected inputs to be a list of tensors, got a {wrong[0]} among them")
+    return found
 
 
 def _check(start: Mapping[str, Tensor], lrs: Tensor, momentum: float, mode: str, keep: int | str) -> None:
@@ -113,9 +142,14 @@ def _check(start: Mapping[str, Tensor], lrs: Tensor, momentum: float, mode: str,
         raise UsageError(f"unroll: expected the mode {', '.join(get_args(Mode))}, got '{mode}'")
     if keep != "cpu" and not (isinstance(keep, int) and keep >= 1):
         raise UsageError(f"unroll: expected keep to be a number of steps from 1, or 'cpu', got {keep!r}")
+    if not isinstance(lrs, Tensor):
+        raise UsageError(f"unroll: expected the step sizes as a tensor, (T,), got a {type(lrs).__name__}")
     if lrs.ndim != 1 or not len(lrs):
         raise UsageError(f"unroll: expected the step size of each step, (T,), got shape {tuple(lrs.shape)}")
     if not start:
         raise UsageError("unroll: expected weights to start from, got none")
+    counts = [name for name, w in start.items() if not w.is_floating_point()]
+    if counts:
+        raise UsageError(f"unroll: expected weights alone to start from, got '{counts[0]}' of {start[counts[0]].dtype}")
     if not momentum >= 0:
         raise UsageError(f"unroll: expected a momentum from 0, got {momentum}")

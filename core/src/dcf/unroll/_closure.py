@@ -1,9 +1,10 @@
-"""What the adjoint would silently get wrong, found in the graph of the first step's loss."""
+"""What would silently give wrong gradients, found in the first step: the graph of its loss, and its value again."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
@@ -11,19 +12,52 @@ from torch.autograd.graph import get_gradient_edge
 from dcf.errors import UsageError
 from dcf.unroll._steps import Loss
 
-__all__ = ["guarded"]
+__all__ = ["guarded", "repeatable"]
 
 #: A node of the graph, and which of its outputs.
 Edge: TypeAlias = tuple[Any, int]
+#: By how much a loss may differ when it is computed again: relative to its size, and in any case.
+_RELATIVE: Final = 1e-3
+_ABSOLUTE: Final = 1e-5
+
+
+def repeatable(loss: Loss) -> Loss:
+    """`loss`, which must be the same when that of step 0 is computed again; only on the CPU: no GPU is waited for.
+
+    Raises:
+        UsageError: When called for step 0 and far from what it was there before.
+    """
+    before: list[Tensor] = []
+
+    def watched(weights: Mapping[str, Tensor], s: int) -> Tensor:
+        value = loss(weights, s)
+        if s == 0 and isinstance(value, Tensor) and not value.ndim and value.device.type == "cpu":
+            if before:
+                _require_same(float(before[0]), float(value.detach()))
+            else:
+                before.append(value.detach().clone())
+        return value
+
+    return watched
+
+
+def _require_same(first: float, again: float) -> None:
+    largest = max(abs(first), abs(again))
+    if math.isfinite(largest) and abs(first - again) > _RELATIVE * largest + _ABSOLUTE:
+        raise UsageError(
+            f"unroll: the loss of step 0 was {first:.6g} and, computed again, {again:.6g}; "
+            "it must be the same: draw augmentation beforehand, leave dropout out, enter autocast inside of the loss"
+        )
 
 
 def guarded(loss: Loss, inputs: Sequence[Tensor]) -> Loss:
-    """`loss`, whose first value is looked at.
+    """`loss`, whose first value is looked at; see also `repeatable`.
 
     Raises:
         UsageError: When an input is computed from another one; when called, if the first value depends on a leaf that
             requires gradients and is neither a weight nor behind one of `inputs`.
     """
+    loss = repeatable(loss)
     edges = [_edge(x) for x in inputs]
     for number, (node, _) in enumerate(edges):
         if any(edge in edges for edge in _ancestors([(node, 0)], ())):
@@ -33,7 +67,7 @@ def guarded(loss: Loss, inputs: Sequence[Tensor]) -> Loss:
     def watched(weights: Mapping[str, Tensor], s: int) -> Tensor:
         nonlocal looked
         value = loss(weights, s)
-        if not looked and value.requires_grad:
+        if not looked and isinstance(value, Tensor) and value.requires_grad:
             _refuse_strangers(value, [*edges, *(_edge(w) for w in weights.values())], s)
             looked = True
         return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -57,11 +57,15 @@ class Rule:
             if found is not None:
                 return found
         value = self.loss(dict(zip(self.names, weights, strict=True)), s)
-        if value.ndim or not value.requires_grad:
-            detail = "" if value.requires_grad else " without a gradient"
-            shape = tuple(value.shape)
-            raise UsageError(f"loss of step {s}: expected a scalar that depends on the weights, got {shape}{detail}")
+        if not isinstance(value, Tensor) or value.ndim or not value.requires_grad:
+            raise UsageError(f"loss of step {s}: expected a scalar that depends on the weights, got {_told(value)}")
         return list(torch.autograd.grad(value, weights, create_graph=create_graph, materialize_grads=True))
+
+
+def _told(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"{tuple(value.shape)}{'' if value.requires_grad else ' without a gradient'}"
 
 
 class State(NamedTuple):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import dcf
 from dcf.seeding import generator
@@ -128,7 +128,6 @@ class BPTT(dcf.Matcher):
     def trained_loss(self, ctx: dcf.Context, task: _Task, number: int) -> tuple[Tensor, Tensor]:
         """Loss and accuracy on the real images of a fresh network that was trained on the set."""
         config, net = self.config, ctx.network(number)
-        _without_dropout(net)
         logits = stateless(net)
         steps = self.batches(ctx, task, number)
         used = torch.cat(steps).unique()
@@ -226,10 +225,3 @@ class DD(BPTT):
         betas=(0.5, 0.999),
         decay=(2360, 0.5),
     )
-
-
-def _without_dropout(net: dcf.NetworkState) -> None:
-    """Switch dropout off: a training step is computed more than once and must come out the same."""
-    for layer in net.module.modules():
-        if isinstance(layer, nn.modules.dropout._DropoutNd):
-            layer.eval()
