@@ -58,3 +58,7 @@ def test_an_order_may_be_written_out_or_be_that_of_the_data():
     assert class_order("seed", 1, classes) == permutation(1, 4)
     with pytest.raises(dcf.UsageError, match="each of the 4 classes once"):
         class_order(("fox", "dog", "dog", "cat"), 0, classes)
+    with pytest.raises(dcf.UsageError, match="got 5, 4 of them different"):
+        class_order(("fox", "dog", "dog", "cat", "eel"), 0, classes)
+    with pytest.raises(dcf.UsageError, match="order: no class 'gnu'"):
+        class_order(("fox", "dog", "gnu", "cat"), 0, classes)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from matplotlib.text import Text
 
 import dcf
 from dcf.cli import main
-from dcf.files import read_tensors
+from dcf.files import read_tensors, write_tensors
+from dcf.storage import content_hash
 from dcf_continual import display
 from dcf_continual import stream as module
 from dcf_continual.model import FILE, read_stream
@@ -142,6 +144,63 @@ def test_runs_are_found_again_unless_they_are_damaged(tmp_path):
     assert [file.stat().st_mtime_ns == old for file, old in zip(files, before, strict=True)] == [False, True]
 
 
+def test_the_memory_on_disk_is_that_of_the_last_stream_and_of_its_own_method(tmp_path):
+    run_stream(settings(), tmp_path)
+    long = "a method with a name so long that it does not fit into the name of a file, "
+    tables = tuple({"name": f"{long}{init}", "matcher": "none", "init": init} for init in ("random", "noise"))
+    found = [
+        run_stream(settings(memory="ipc=3"), tmp_path),  # a second stream in the same directory
+        run_stream(settings(methods=(), method=tables), tmp_path / "long"),
+    ]
+    for stream, root in zip(found, (tmp_path, tmp_path / "long"), strict=True):
+        wanted = sorted(m.tensors for row in stream.rows for m in row.orders[0].memory)
+        files = list((root / "memory").glob("*.safetensors"))
+        assert sorted(content_hash(dcf.load(file).stored_tensors()) for file in files) == wanted
+
+
+def test_a_carried_network_that_is_not_the_one_that_was_tested_is_trained_again(tmp_path):
+    made = settings(learner="replay", steps=5)
+    first = plain(run_stream(made, tmp_path))
+    network = tmp_path / "results" / "random-o0-n0-t2.safetensors"
+    for spoil in (
+        # As a kill leaves it between the network of another stream and the file that tells of it.
+        lambda: write_tensors(network, {k: -v for k, v in read_tensors(network)[0].items()}, {"key": "another"}),
+        lambda: network.write_bytes(network.read_bytes()[:-9]),
+        network.unlink,
+    ):
+        spoil()
+        (tmp_path / "results" / "random-o0-n0-t3.json").unlink()
+        assert plain(run_stream(made, tmp_path)) == first
+
+
+def test_what_learns_something_of_the_whole_set_is_refused_as_soon_as_it_is_seen(tmp_path):
+    pytest.importorskip("dcf_bptt")
+    table = {"name": "steps", "matcher": "dd:epochs=1", "network": NETWORK}
+    made = settings(methods=(), method=(table,), iterations=1, steps=5)
+    with pytest.raises(dcf.UsageError, match="'steps' cannot fill a memory step by step: 'step 1' is a program"):
+        run_stream(made, tmp_path)
+    assert len(configs(tmp_path)) == 1
+
+
+def test_a_step_without_test_images_is_refused_before_anything_is_run(tmp_path, monkeypatch):
+    def without_nines(text):
+        real = load_data(text)
+        return replace(real, test=real.test.select(torch.nonzero(real.test.labels != 9).flatten()))
+
+    load_data = module.load_data
+    monkeypatch.setattr(module, "load_data", without_nines)
+    with pytest.raises(dcf.DataError, match="no test images of step 10: 9"):
+        run_stream(settings(steps=10, order="data"), tmp_path)
+    assert not list(tmp_path.glob("cells/*"))
+    assert run_stream(settings(steps=5, order="data"), tmp_path).rows[0].orders[0].counts[-1] > 0
+
+
+def test_the_precision_of_training_is_recorded(tmp_path):
+    assert run_stream(settings(precision="strict"), tmp_path).environment["precision"] == "fp32"
+    again = run_stream(settings(precision="strict"), tmp_path)  # known, too, of what is not done again
+    assert again.environment["precision"] == "fp32"
+
+
 def test_classes_that_are_condensed_apart_are_shared_by_orders(tmp_path):
     table = {"name": "learned", "matcher": "dm:batch_real=4", "network": NETWORK}
     made = settings(seeds=(0, 1), methods=(), method=(table,), iterations=1, condense="class")
@@ -215,7 +274,10 @@ WRONG = {
     "learner": (["--learner", "sgd"], "'gdumb' | 'replay'"),
     "setting": (["--set", "temprature=1"], "did you mean 'temperature'?"),
     "data": (["--data", "digit"], "did you mean 'digits'?"),
+    "network": (["--network", "convnt"], "did you mean 'convnet'?"),
 }
+#: What is listed where a setting is not known, and nowhere else.
+ALL_SETTINGS = "options: name"
 ASK = """
 import json, sys
 from dcf.cli import main
@@ -235,8 +297,9 @@ def test_wrong_requests_are_explained_without_torch(tmp_path):
     codes, torch_was_imported = json.loads(done.stdout)
     assert not torch_was_imported
     assert codes == [2] * len(WRONG)
-    for text, (_, says) in zip(done.stderr.split("---\n"), WRONG.values(), strict=False):
+    for text, (what, (_, says)) in zip(done.stderr.split("---\n"), WRONG.items(), strict=False):
         assert says in text
+        assert (ALL_SETTINGS in text) == (what in ("setting", "protocol"))
         assert "Traceback" not in text
     assert not list(tmp_path.iterdir())
 

@@ -20,6 +20,8 @@ from dcf.config import validate
 from dcf.data import RealData
 from dcf.data.options import SubsetConfig
 from dcf.data.subset import Subset
+from dcf.joining import Part, require_joinable
+from dcf.metadata import read_metadata
 from dcf.planning import plan_items
 from dcf.resolve import Request
 from dcf.run import Listener, prepare, resume, start
@@ -29,7 +31,7 @@ from dcf.spec import parse_one
 from dcf_continual.options import StreamSettings, memory_of
 from dcf_continual.plan import Group, points_of, request_of, subset_of
 
-__all__ = ["condensed", "memories", "require_keepable", "trimmed"]
+__all__ = ["condensed", "memories", "require_alike_steps", "require_keepable", "trimmed"]
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +149,25 @@ def _require_movable(config: RunConfig, spec: dcf.DataSpec, label: str, all_clas
             f"method '{label}' cannot fill a memory step by step: its labels are probabilities of the classes of one "
             "step, and mean nothing among others"
         )
+
+
+def require_alike_steps(label: str, files: Sequence[Sequence[Path]]) -> None:
+    """Make sure that the sets of the steps so far can become one.
+
+    Whether a matcher learns something of the whole set, such as its step size, only its result says.
+
+    Args:
+        label: Of the method.
+        files: Sets of each step.
+
+    Raises:
+        UsageError: When they cannot.
+    """
+    parts = [Part(f"step {n}", read_metadata(path)) for n, step in enumerate(files, start=1) for path in step]
+    try:
+        require_joinable(parts, across_data=True)
+    except dcf.UsageError as error:
+        raise dcf.UsageError(f"method '{label}' cannot fill a memory step by step: {error}") from None
 
 
 def _least_share(config: RunConfig, spec: dcf.DataSpec, share: int) -> int:

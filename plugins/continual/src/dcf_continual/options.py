@@ -206,7 +206,9 @@ def _validated(values: Mapping[str, Any], where: str) -> StreamSettings:
     try:
         return validate_mapping(StreamSettings, values, where)
     except ConfigError as error:
-        raise dcf.UsageError("\n  ".join([error.message, *error.hints])) from None
+        # All settings are listed where one is not known; where a value is wrong, the message says what it may be.
+        hints = error.hints if "has no option" in error.message else ()
+        raise dcf.UsageError("\n  ".join([error.message, *hints])) from None
 
 
 # --- named protocols ---------------------------------------------------------------------------------

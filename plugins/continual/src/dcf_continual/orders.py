@@ -29,12 +29,16 @@ def named_order(names: Sequence[str], classes: Sequence[str]) -> list[int]:
     """Class numbers of an order that is written out.
 
     Raises:
-        UsageError: When it does not hold every class once.
+        UsageError: When it does not hold every class once, or a name of none.
     """
-    numbers = [class_numbers([name], classes)[0] for name in names]
+    try:
+        numbers = [class_numbers([name], classes)[0] for name in names]
+    except dcf.DataError as error:
+        raise dcf.UsageError(f"order: {error}") from None
     if sorted(numbers) != list(range(len(classes))):
         raise dcf.UsageError(
-            f"order: expected each of the {len(classes)} classes once, got {len(set(numbers))} classes"
+            f"order: expected each of the {len(classes)} classes once, got {len(numbers)}, {len(set(numbers))} of them "
+            "different"
         )
     return numbers
 

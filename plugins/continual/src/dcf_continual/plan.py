@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dcf.bench.plan import Point, plan
+from dcf.build import check
+from dcf.components import Kind
 from dcf.resolve import Request
 from dcf.spec import Option, Spec, Stack, parse_one
 from dcf_continual.options import StreamSettings
@@ -94,9 +97,11 @@ def require_runnable(settings: StreamSettings) -> list[str]:
     for data in settings.data:
         labels = [point.label for point in points_of(settings, data, "ipc=1")]
     settings.rules.augment_spec("none", settings.data[0])
+    check(Kind.NETWORK, settings.network)
     return labels
 
 
 def slug(label: str) -> str:
-    """A label as part of the name of a file."""
-    return re.sub(r"[^A-Za-z0-9.-]+", "_", label)[:60]
+    """A label as part of the name of a file; different labels have different ones."""
+    short = re.sub(r"[^A-Za-z0-9.-]+", "_", label)[:60]
+    return short if short == label else f"{short}_{hashlib.sha256(label.encode()).hexdigest()[:8]}"

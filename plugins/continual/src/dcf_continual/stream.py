@@ -16,16 +16,16 @@ from typing import Any, Final
 
 import dcf
 from dcf.build import create
-from dcf.compiled import allowed, expected
+from dcf.compiled import allowed, expected, noticed
 from dcf.data import RealData
 from dcf.evaluation import EvalContext
 from dcf.files import atomic_write, read_tensors, write_tensors
 from dcf.recorded import load_data
 from dcf.run import Listener
-from dcf.runtime import environment, precision_of, select_device
+from dcf.runtime import environment, precision_of, precision_text, select_device
 from dcf.storage import content_hash
 from dcf_continual.learners import Hits, Place, count_hits, from_scratch, going_on
-from dcf_continual.memory import condensed, memories, require_keepable
+from dcf_continual.memory import condensed, memories, require_alike_steps, require_keepable
 from dcf_continual.model import FILE, MemoryFacts, NetRun, OrderResult, Stream, StreamRow, row_of
 from dcf_continual.options import StreamSettings
 from dcf_continual.plan import Group, points_of, slug, stream_groups
@@ -73,6 +73,18 @@ def _require_alike(data: Sequence[RealData], settings: StreamSettings) -> None:
             )
 
 
+def _require_tested(groups: Sequence[Group], data: Sequence[RealData]) -> None:
+    """Make sure that there are test images of each step.
+
+    Raises:
+        DataError: When of one there are none, so that it has no accuracy.
+    """
+    for step, group in enumerate(groups, start=1):
+        if not sum(int(data[group.data].test.counts[c]) for c in group.numbers):
+            names = ", ".join(data[group.data].spec.classes[c] for c in group.numbers)
+            raise dcf.DataError(f"the data '{data[group.data].id}' have no test images of step {step}: {names}")
+
+
 @dataclass
 class _Unit:
     """One method over one order."""
@@ -105,10 +117,13 @@ class Runner:
         self.points = points_of(settings, settings.data[0], "ipc=1")
         self.seconds = {"condense": 0.0, "learn": 0.0}
         self.specs: dict[str, tuple[dict[str, str], int]] = {}
+        self.precisions = set[str]()
 
     def run(self) -> Stream:
         """Order after order, method after method."""
         groups = stream_groups(self.settings, self.settings.seeds[0], self.data[0].spec.classes)
+        for seed in self.settings.seeds:
+            _require_tested(stream_groups(self.settings, seed, self.data[0].spec.classes), self.data)
         require_keepable(self.settings, groups, self.data)
         done: dict[str, list[OrderResult]] = {point.label: [] for point in self.points}
         stream = self._stream(done)
@@ -132,11 +147,11 @@ class Runner:
             self.listener.stage(f"{label}, order {seed}, step {step + 1} of {len(groups)}: condensing")
             count = len(seen) * (step + 1 if self.settings.sequence else 1)
             files.append(condensed(self.settings, method, group, count, seed, self.data, self.root, self.listener))
+            require_alike_steps(label, files)  # after each step: the others would be in vain
         found = memories(self.settings, files, groups, self.data)
         for step, memory in enumerate(found):
-            file = self.root / "memory" / f"{slug(label)}-o{seed}-t{step}.safetensors"
-            if not file.exists():
-                memory.save(file)
+            # Also where there is one: another stream in this directory may have left it.
+            memory.save(self.root / "memory" / f"{slug(label)}-o{seed}-t{step}.safetensors")
         one = found[0]
         iterations = int(dcf.load(files[0][0]).metadata.get("run", {}).get("iterations", 0))
         specs = {k: str(v) for k, v in one.config.items() if k in ("matcher", "param", "augment", "init")}
@@ -152,6 +167,7 @@ class Runner:
         with expected(len(self.settings.seeds) * len(nets)):
             results = [self._chain(unit, net) for net in nets]
         self.seconds["learn"] += time.perf_counter() - start
+        self.precisions |= {one["precision"] for chain in results for one in chain if one.get("precision")}
         names = self.data[0].spec.classes
         return OrderResult(
             seed=unit.seed,
@@ -172,7 +188,7 @@ class Runner:
             place = Place(step, net)
             stem = self.root / "results" / f"{slug(unit.label)}-o{unit.seed}-n{net}-t{step}"
             key = self._key(unit, place, found[-1]["key"] if found else "")
-            known = _known(stem.with_suffix(".json"), key)
+            known = self._known(stem, key)
             if known is None:
                 self.listener.stage(
                     f"{unit.label}, order {unit.seed}, step {step + 1} of {len(unit.groups)}: network {net + 1}"
@@ -182,12 +198,23 @@ class Runner:
                 known, state = self._learned(unit, place, state)
                 known["key"] = key
                 if self.settings.learner == "replay":
-                    write_tensors(stem.with_suffix(".safetensors"), {**state.params, **state.buffers}, {})
+                    write_tensors(stem.with_suffix(".safetensors"), {**state.params, **state.buffers}, {"key": key})
                 atomic_write(stem.with_suffix(".json"), json.dumps(known))
             else:
                 state = None
             found.append(known)
         return found
+
+    def _known(self, stem: Path, key: str) -> dict[str, Any] | None:
+        """What was found before, and can be gone on from."""
+        known = _known(stem.with_suffix(".json"), key)
+        if known is None or self.settings.learner != "replay":
+            return known
+        try:  # a network of another stream in this directory, or a damaged one, is no beginning of the next step
+            _, told = read_tensors(stem.with_suffix(".safetensors"))
+        except dcf.DcfError:
+            return None
+        return known if told.get("key") == key else None
 
     def _learned(
         self, unit: _Unit, place: Place, before: dcf.NetworkState | None
@@ -197,15 +224,18 @@ class Runner:
         memory.param.to(self.real[0].train.device)
         ctx = EvalContext(self.real[0], self.settings.rules, unit.seed, networks=self.settings.nets)
         order = _arrived(groups)
-        if self.settings.learner == "gdumb":
-            state, trained = from_scratch(memory, ctx, self.settings, place)
-            outputs = None
-        else:
-            state, trained = going_on(memory, ctx, self.settings, place, order, before)
-            outputs = order
+        outputs = None if self.settings.learner == "gdumb" else order
+        with noticed() as usage:
+            if outputs is None:
+                state, trained = from_scratch(memory, ctx, self.settings, place)
+            else:
+                state, trained = going_on(memory, ctx, self.settings, place, order, before)
         hits = [count_hits(state, self.real[g.data].test, outputs, order, g.numbers) for g in groups]
         loss = math.nan if trained.loss is None else float(trained.loss)
-        facts = {"loss": loss if math.isfinite(loss) else None, "steps": trained.steps}
+        facts = {
+            "loss": loss if math.isfinite(loss) else None, "steps": trained.steps,
+            "precision": precision_text(ctx.place, usage.kernels),
+        }  # fmt: skip
         self._tell(unit, place, hits)
         return {**facts, "counts": [h.count for h in hits], "hits": [dict(h.correct) for h in hits]}, state
 
@@ -252,7 +282,7 @@ class Runner:
             training=s.rules.model_dump(mode="json"),
             data=tuple({"id": one.id, "checksum": one.checksum} for one in self.data),
             classes_seen=tuple(seen),
-            environment=environment(self.real[0].train.device),
+            environment=environment(self.real[0].train.device, " and ".join(sorted(self.precisions))),
             rows=tuple(rows),
             timing=dict(self.seconds),
         )
