@@ -150,6 +150,23 @@ def test_classes_may_be_given_in_order_and_without_images():
         merge([made("dc"), made("ab")], classes="ab")
 
 
+@pytest.mark.parametrize("others", ["cd", ""])
+def test_a_class_without_images_belongs_to_the_data_that_the_whole_is_evaluated_on(others):
+    parts = [made(one, data=f"subset:base=(digits),classes=[{','.join(one)}]") for one in ("ab", others) if one]
+    header = merge(parts, classes=[*"ab", *others, "e"]).describe()
+    wanted = f"subset:base=(digits),classes=[{','.join([*'ab', *others, 'e'])}]"
+    assert header["config"]["data"] == header["data"]["id"] == wanted
+    assert merge([made("ab")], classes="abc").config["data"] == "digits"
+
+
+def test_the_same_images_twice_are_warned_of(caplog):
+    one = made("ab")
+    assert len(merge([one, made("ab", seed=1)])) == 8
+    assert not caplog.text
+    merge([one, one])
+    assert "'set 0' and 'set 1' store the same images" in caplog.text
+
+
 def test_the_whole_says_what_it_is_made_of():
     parts = [
         made("ab", data="subset:base=(digits),classes=[a,b]", results={"mean": 0.9}, run={"ipc": 2, "budget": None}),
@@ -292,6 +309,13 @@ def test_a_class_that_is_not_there_is_named():
         slice_set(made("ab"), ["x"])
 
 
+def test_nothing_is_cut_out_of_classes_without_images():
+    whole = merge([made("ab")], classes="abcd")
+    assert slice_set(whole, ["a", "d"]).storage().views_per_class == {"min": 0, "max": 2}
+    with pytest.raises(UsageError, match="no images of c, d"):
+        slice_set(whole, ["c", "d"])
+
+
 # --- further images ----------------------------------------------------------------------------------
 
 
@@ -380,6 +404,9 @@ def test_commands_put_together_cut_and_add(steps, tmp_path, capsys):
     assert main(["append", part, "--per-class", "2", "-o", str(tmp_path / "more.safetensors")]) == 0
     assert load(tmp_path / "more.safetensors").targets == [0, 0, 0, 1, 1, 1]
     assert read_metadata(tmp_path / "more.safetensors")["assembled"]["by"] == "append"
+    capsys.readouterr()
+    assert main(["append", part, "--per-class", "144", "-o", str(tmp_path / "many.safetensors")]) == 2
+    assert "class '0' has 143 training images, and none is added twice" in capsys.readouterr().err
     assert main(["merge", out, part, "-o", out]) == 2
     assert "--force" in capsys.readouterr().err
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from dcf.synthetic import SyntheticSet, load
 from dcf.types import Hints
 
 __all__ = ["append", "arranged", "merge", "slice_set"]
+
+log = logging.getLogger(__name__)
 
 #: How far views may be from what they were, in units of the largest: rounding of another batch, not another image.
 _CLOSE: Final = 1e-4
@@ -56,13 +59,14 @@ def merge(
     """
     parts, loaded = _parts(sets)
     require_joinable(parts, across_data)
+    _warn_of_copies(parts)
     known = joined_classes(parts)
     names = known if classes is None else tuple(classes)
     missing = [name for name in known if name not in names]
     if missing or len(set(names)) < len(names):
         raise UsageError(f"expected all of the classes {', '.join(known)}, each once; got {', '.join(names)}")
     picks = [_Pick(one, torch.arange(len(one.param.item_class)), _numbers(one, names)) for one in loaded]
-    return _assembled(picks, names, joined_header(parts, "merge"))
+    return _assembled(picks, names, joined_header(parts, "merge", names))
 
 
 def slice_set(
@@ -76,7 +80,8 @@ def slice_set(
         per_class: Training images of each class at most, whole items of several images only.
 
     Raises:
-        UsageError: When there is no such class, not one item of a class fits, or images cannot be taken from this set.
+        UsageError: When there is no such class or no image of any, not one item of a class fits, or images cannot be
+            taken from this set.
     """
     (part,), (whole,) = _parts([one])
     require_movable(part)
@@ -86,6 +91,8 @@ def slice_set(
         raise UsageError(str(error)) from None
     names = tuple(whole.spec.classes[c] for c in kept)
     items = _first_items(whole, kept, per_class)
+    if not len(items):
+        raise UsageError(f"the set has no images of {', '.join(names)}: nothing would be left of it")
     everything = len(kept) == whole.spec.num_classes
     header = sliced_header(replace(part, kept=names), None if everything and per_class is not None else names)
     return _assembled([_Pick(whole, items, _numbers(whole, names))], names, header)
@@ -138,6 +145,14 @@ def _parts(sets: Sequence[SyntheticSet | Path | str]) -> tuple[list[Part], list[
     loaded = [one if isinstance(one, SyntheticSet) else load(one) for one in sets]
     names = [f"set {n}" if isinstance(one, SyntheticSet) else Path(one).name for n, one in enumerate(sets)]
     return [Part(n, one.describe(), _hash(one)) for n, one in zip(names, loaded, strict=True)], loaded
+
+
+def _warn_of_copies(parts: Sequence[Part]) -> None:
+    seen: dict[str, str] = {}
+    for part in parts:
+        other = seen.setdefault(part.tensors, part.name)
+        if other is not part.name:
+            log.warning("'%s' and '%s' store the same images: the whole has them twice", other, part.name)
 
 
 def _hash(one: SyntheticSet) -> str:

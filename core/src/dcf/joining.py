@@ -146,18 +146,23 @@ def joined_classes(parts: Sequence[Part]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for part in parts for name in part.classes))
 
 
-def _joined_data(texts: Sequence[str]) -> str:
-    """The dataset that the whole can be evaluated on; empty where no spec says it."""
-    if len(set(texts)) == 1:
-        return texts[0]
+def _joined_data(texts: Sequence[str], further: Sequence[str] = ()) -> str:
+    """The dataset that the whole can be evaluated on; empty where no spec says it.
+
+    Args:
+        texts: Datasets of the parts.
+        further: Classes of the whole that no part has.
+    """
     specs = [spec for text in texts if (spec := _spec(text)) is not None]
+    if len(set(texts)) == 1 and not (further and specs and specs[0].name == _SUBSET):
+        return texts[0]
     if len(specs) < len(texts) or any(spec.name != _SUBSET for spec in specs):
         return ""
     rest = {tuple(o for o in spec.options if o.key != "classes") for spec in specs}
     chosen = [next((o.value for o in spec.options if o.key == "classes"), ()) for spec in specs]
     if len(rest) != 1 or not all(isinstance(one, tuple) and one for one in chosen):
         return ""
-    return _with_classes(specs[0], [str(name) for one in chosen for name in one])
+    return _with_classes(specs[0], [*(str(name) for one in chosen for name in one), *further])
 
 
 def _with_classes(subset: Spec, names: Iterable[str]) -> str:
@@ -184,7 +189,7 @@ def _sliced_data(text: str, names: Sequence[str]) -> str:
 # --- headers -----------------------------------------------------------------------------------------
 
 
-def joined_header(parts: Sequence[Part], by: str) -> dict[str, Any]:
+def joined_header(parts: Sequence[Part], by: str, classes: Sequence[str] = ()) -> dict[str, Any]:
     """Config, seed, hints and the rest of the header of a set that is put together.
 
     What was measured of the parts is not claimed for the whole.
@@ -192,16 +197,21 @@ def joined_header(parts: Sequence[Part], by: str) -> dict[str, Any]:
     Args:
         parts: What it is made of.
         by: What made it, such as "merge".
+        classes: Of the whole, where it has more than its parts.
     """
+    known = joined_classes(parts)
+    further = [name for name in classes if name not in known]
     headers = [part.header for part in parts]
     config = _common([header["config"] for header in headers], "how they were made")
-    data = _joined_data([str(header["config"].get("data", "")) for header in headers])
+    data = _joined_data([str(header["config"].get("data", "")) for header in headers], further)
     config |= {"data": data} if data else {}
-    ids = _joined_data([str((header.get("data") or {}).get("id", "")) for header in headers])
+    ids = _joined_data([str((header.get("data") or {}).get("id", "")) for header in headers], further)
     options = _common([dict(header.get("options") or {}) for header in headers])
     run = _common([dict(header.get("run") or {}) for header in headers])
     shared = _common([dict(header) for header in headers])
     whole: dict[str, Any] = {key: shared[key] for key in ("data", "environment", "generator") if key in shared}
+    if (whole.get("data") or {}).get("id", ids) != ids:  # of fewer classes
+        del whole["data"]
     return {
         **whole,
         **({"data": {"id": ids}} if ids and "data" not in whole else {}),

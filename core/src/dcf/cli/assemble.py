@@ -129,10 +129,25 @@ def _append(path: Path, out: Path, init: str, data: str | None, settings: Settin
 
     whole = load(path)
     real = data_of(whole, data)
-    selector = create(Kind.SELECTOR, init)
-    targets = torch.arange(whole.spec.num_classes).repeat_interleave(settings.per_class or 1)
+    selector, per_class = create(Kind.SELECTOR, init), settings.per_class or 1
+    _require_enough(real.train.counts.tolist(), whole.spec.classes, per_class)
+    targets = torch.arange(whole.spec.num_classes).repeat_interleave(per_class)
     images = selector.images(real, targets, generator(settings.seed, "append"))
     _finish(append_images(whole, images, targets), out, as_json)
+
+
+def _require_enough(counts: Sequence[int], classes: Sequence[str], wanted: int) -> None:
+    """Make sure that no real image would be added twice.
+
+    Raises:
+        UsageError: Naming the class with the fewest images.
+    """
+    least = min(counts)
+    if wanted > least:
+        raise UsageError(
+            f"--per-class {wanted}: class '{classes[counts.index(least)]}' has {least} training images, and none is "
+            "added twice"
+        )
 
 
 # --- what they share ---------------------------------------------------------------------------------
