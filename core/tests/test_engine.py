@@ -338,9 +338,31 @@ def test_an_objective_of_every_iteration_takes_part_in_its_first_update_only():
 def test_an_objective_that_learned_something_infinite_stops_the_run():
     engine = shrinking()
     engine.objectives[0].count = torch.tensor(math.nan)
-    with pytest.raises(dcf.NonFiniteError, match="the synthetic set became NaN or infinite"):
+    with pytest.raises(
+        dcf.NonFiniteError, match=r"what Shrink trains beside the set diverged in iteration 1;.*\n.*--lr"
+    ):
         engine.run(0, 1)
     assert bool(images_of(engine).isfinite().all())
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, 1001.0])
+def test_an_objective_whose_own_training_diverged_stops_the_run(loss, monkeypatch):
+    engine = shrinking()
+    engine.objectives[0].trained = torch.tensor(999.0)
+    engine.run(0, 1)
+    engine.objectives[0].trained = torch.tensor(loss)
+    monkeypatch.setattr(Shrink, "advice", "shrink less")
+    with pytest.raises(dcf.NonFiniteError, match=rf"diverged, at a loss of {loss:g}, in iteration 2;.*\n  shrink less"):
+        engine.run(1, 2)
+
+
+def test_a_set_that_led_its_objective_astray_is_what_is_named():
+    engine = shrinking()
+    engine.objectives[0].count = torch.tensor(math.nan)
+    with torch.no_grad():
+        engine.watch[0].fill_(math.inf)
+    with pytest.raises(dcf.NonFiniteError, match="the loss became nan"):
+        engine.run(0, 1)
 
 
 def test_state_of_objectives_outlives_the_run():

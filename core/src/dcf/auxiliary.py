@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+import torch
 from torch import Tensor
+
+from dcf.errors import NonFiniteError
+from dcf.training import BLOWN_UP
 
 if TYPE_CHECKING:
     from dcf.context import Context
 
-__all__ = ["AuxiliaryObjective"]
+__all__ = ["AuxiliaryObjective", "require_sound"]
 
 
 class AuxiliaryObjective:
@@ -23,9 +27,15 @@ class AuxiliaryObjective:
     Attributes:
         every: "update", or "outer" to take part in the first update of each outer iteration alone: matchers differ
             in how many they make, from one to thousands.
+        trained: Scalar, the loss at which `after_update` last trained what belongs to the objective; None where there
+            is none. Where it is not finite or above `dcf.training.BLOWN_UP`, the run ends: the set could be sound, and
+            yet learn nothing of the objective any more.
+        advice: What to change then; the matcher's where it is empty.
     """
 
     every: Literal["update", "outer"] = "update"
+    trained: Tensor | None = None
+    advice: ClassVar[str] = ""
 
     def loss(self, ctx: Context) -> Tensor:
         """The objective, a scalar that depends on the stored tensors.
@@ -44,3 +54,28 @@ class AuxiliaryObjective:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned."""
+
+
+def require_sound(objectives: Iterable[AuxiliaryObjective], it: int, advice: str) -> None:
+    """Make sure that what belongs to objectives has not diverged; to be called after an iteration.
+
+    Args:
+        objectives: Of the parameterization.
+        it: The iteration, from 0.
+        advice: For those that have none of their own.
+
+    Raises:
+        NonFiniteError: When what one of them learned is not finite, or its loss has blown up.
+    """
+    for objective in objectives:
+        learned = [t for t in objective.state_dict().values() if t.is_floating_point()]
+        sound = [torch.isfinite(t).all() for t in learned]
+        if objective.trained is not None:
+            sound.append(objective.trained <= BLOWN_UP)  # False for NaN
+        # Read once: each answer that is asked for alone would hold up a GPU.
+        if sound and not bool(torch.stack(sound).all()):
+            loss = "" if objective.trained is None else f", at a loss of {float(objective.trained):.4g},"
+            raise NonFiniteError(
+                f"what {type(objective).__name__} trains beside the set diverged{loss} in iteration {it + 1}; "
+                f"the last good checkpoint is kept\n  {objective.advice or advice}"
+            )

@@ -12,6 +12,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from dcf.auxiliary import require_sound
 from dcf.context import Context
 from dcf.distributed import ALONE, World
 from dcf.errors import NonFiniteError, UsageError
@@ -318,15 +319,14 @@ class Engine:
         """Stop before a checkpoint could be written that nobody can use.
 
         Raises:
-            NonFiniteError: When the loss, what is learned, or what an objective of the set learned is not finite.
+            NonFiniteError: When the loss or what is learned is not finite, or what an objective trains diverged.
         """
-        learned = [*self.watch, *(t for o in self.objectives for t in o.state_dict().values() if t.is_floating_point())]
-        finite = torch.stack([torch.isfinite(t).all() for t in learned]).all() if learned else torch.tensor(True)
+        finite = torch.stack([torch.isfinite(t).all() for t in self.watch]).all() if self.watch else torch.tensor(True)
         if not math.isfinite(loss) or not bool(finite):
             what = "the synthetic set became NaN or infinite" if math.isfinite(loss) else f"the loss became {loss}"
-            raise NonFiniteError(
-                f"{what} in iteration {it + 1}; the last good checkpoint is kept\n  {self.matcher.advice}"
-            )
+            kept = f"in iteration {it + 1}; the last good checkpoint is kept\n  {self.matcher.advice}"
+            raise NonFiniteError(f"{what} {kept}")
+        require_sound(self.objectives, it, self.matcher.advice)  # last: it may be the set that led them astray
 
     def _count_skipped(self, it: int, iterations: int, tally: _Tally, loss: float) -> None:
         self.skipped = self.skipped + 1 if tally.skipped and tally.skipped == tally.updates else 0

@@ -280,6 +280,14 @@ def test_a_run_resumed_from_its_state_equals_one_that_went_on(network):
     assert all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
+def test_an_adversary_that_diverges_ends_the_run_though_its_weights_are_finite():
+    data = fake_data()
+    engine = Engine(fake_context(started(data, lr_adversary=1e6), data), PullToMean(), 0.01, 0.5)
+    with pytest.raises(dcf.NonFiniteError, match=r"Adversary trains beside the set diverged.*\n.*lr_adversary"):
+        engine.run(0, 5)
+    assert all(bool(t.isfinite().all()) for t in engine.objectives[0].state_dict().values())
+
+
 def test_the_adversary_sees_bases_of_the_size_that_another_asks_for():
     pytest.importorskip("dcf_memory")
     data = fake_data()

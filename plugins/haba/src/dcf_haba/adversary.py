@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import torch
 from torch import Tensor
@@ -31,6 +31,11 @@ class Adversary(dcf.AuxiliaryObjective):
         param: Whose images it looks at.
     """
 
+    advice: ClassVar[str] = (
+        "lower the step size of the adversary (--set param.lr_adversary=0.0001) or that of the set (--lr), "
+        "or leave the adversary out (--set param.objective=none)"
+    )
+
     def __init__(self, param: Haba) -> None:
         self.param = param
         self.every = param.config.every
@@ -57,6 +62,7 @@ class Adversary(dcf.AuxiliaryObjective):
             embeddings, _logits(net, embeddings), labels,
             cls=config.cls, likely=config.likelihood, contrast=config.contrast, temperature=config.temperature,
         )  # fmt: skip
+        self.trained = loss.detach()
         gradients = torch.autograd.grad(loss, net.parameters(), materialize_grads=True)
         with torch.no_grad():
             for (name, weight), gradient in zip(net.params.items(), gradients, strict=True):
