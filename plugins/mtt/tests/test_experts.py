@@ -8,6 +8,7 @@ import os
 import struct
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -371,6 +372,17 @@ def test_tally_counts_epochs_of_all_experts_and_says_how_long(caplog):
     assert [(done, total) for _, done, total, _ in told] == [(1, 3), (2, 3), (3, 3)]
     assert told[-1][3] == "expert 4, epoch 1, loss 0.250, accuracy 50.0 %"
     assert caplog.text.count("the experts will take about") == 1
+
+
+@pytest.mark.parametrize(("processes", "left"), [(1, "36 s"), (2, "16 s")])
+def test_what_comes_before_training_is_not_taken_for_it(processes, left, caplog, monkeypatch):
+    caplog.set_level("INFO")
+    clock = iter([100.0, 102.0])
+    monkeypatch.setattr("dcf_mtt.workers.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    tally = Tally({0: 10, 1: 10}, lambda *facts: None, processes)
+    for epoch in range(20):
+        tally(epoch % 2, epoch // 2, 0.25, 0.5)
+    assert caplog.messages == [f"the experts will take about {left}"]
 
 
 def test_seconds_per_epoch_are_measured_and_leave_nothing(tmp_path):

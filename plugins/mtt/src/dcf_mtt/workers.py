@@ -52,13 +52,16 @@ class Tally:
         self.report = report
         self.processes = max(1, min(processes, self.experts))
         self.done = 0
-        self.began = time.monotonic()
+        self.warm = 0.0
 
     def __call__(self, number: int, epochs: int, loss: float, accuracy: float) -> None:
         """An epoch is done; see `dcf_mtt.experts.Note`."""
         self.done += 1
-        if self.done == self.processes and self.total > self.processes:
-            left = (time.monotonic() - self.began) * (self.total / self.processes - 1)
+        # The first epoch of a process takes what comes before any training, too: the second tells.
+        if self.done == self.processes:
+            self.warm = time.monotonic()
+        elif self.done == 2 * self.processes and self.total > self.done:
+            left = (time.monotonic() - self.warm) * (self.total - self.done) / self.processes
             log.info("the experts will take about %s", clock(left))
         facts = f"expert {number}, epoch {epochs}, loss {loss:.3f}, accuracy {100 * accuracy:.1f} %"
         self.report("training experts", min(self.done, self.total), self.total, facts)
