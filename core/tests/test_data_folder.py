@@ -203,6 +203,16 @@ def test_corrupt_files_are_left_out_with_a_warning(tmp_path, caplog):
     assert np.array_equal(data.train.store.pixels[4].permute(1, 2, 0).numpy(), np.asarray(survivor))
 
 
+@pytest.mark.parametrize("options", [{}, {"memory": "disk"}, {"cache": False}])
+def test_a_link_that_leads_nowhere_is_left_out_as_a_corrupt_file_is(tmp_path, caplog, options):
+    make(tmp_path / "d", n=3)
+    (tmp_path / "d" / "a" / "00.png").symlink_to(tmp_path / "nothing.png")
+    (tmp_path / "d" / "b" / "9.png").symlink_to(tmp_path / "d" / "b" / "0.png")
+    data = load(tmp_path / "d", split=0, **options)
+    assert data.train.counts.tolist() == [3, 4]
+    assert "00.png' cannot be read" in caplog.text
+
+
 def test_class_of_corrupt_files_only_is_fatal(tmp_path):
     make(tmp_path / "d", n=1)
     (tmp_path / "d" / "a" / "0.png").write_bytes(b"")

@@ -13,6 +13,7 @@ from dcf.evaluation import EvalContext, Protocol, Report
 from dcf.evaluation.protocol import PROGRAM
 from dcf.evaluation.replay import Replay
 from dcf.evaluation.train import Train
+from dcf.evaluation.wording import row_title
 from dcf.pixels import Pixels
 from dcf.testing import fake_data, fake_set
 from dcf.testing.fakes import NETWORK, SoftPixels, filled
@@ -218,6 +219,7 @@ def test_augmentation_is_switched_on_and_off():
         "sets": "dsa:ops=[color,crop]", "random-images": "dsa:ops=[color,crop]",
         "sets-plain": "none", "random-images-plain": "none",
     }  # fmt: skip
+    assert row_title("sets-plain") == "condensed set, not augmented"
     for run in rows["sets"].runs:
         value = {n: next(r.value for r in rows[n].runs if r.net == run.net) for n in rows}
         augmented, plain = value["sets"] - value["random-images"], value["sets-plain"] - value["random-images-plain"]

@@ -10,7 +10,7 @@ from dcf.evaluation import EvalContext, Protocol
 from dcf.pixels import Pixels
 from dcf.testing import fake_data, fake_set
 from dcf.testing.fakes import NETWORK, filled
-from dcf_scores.nas import ArchitectureRanking, early_stopping
+from dcf_scores.nas import ArchitectureRanking, _undecided, early_stopping
 
 RULES = Protocol(name="tiny", version=1, epochs=3, batch=4, lr=0.05, schedule="constant", network=NETWORK)
 SMALL = {"sample": 4, "resamples": 100}
@@ -71,6 +71,17 @@ def test_figures_of_the_row_are_those_of_the_accuracies():
         assert row.stat.ci_basis == "architectures, by bootstrap"
         assert row.stat.ci == tuple(report.extra["rows"][name]["all"]["spearman_ci"])
     assert any("8 architectures say little" in w for w in report.warnings)
+
+
+def test_a_correlation_that_does_not_exist_is_said_to():
+    one_class = fake_data(classes=1)
+    report = evaluate(ArchitectureRanking, [fake_set(data=one_class)], one_class, SMALL)
+    assert rows_of(report)["sets"].stat.mean == 0
+    assert any("the reference finds all architectures equally good" in w for w in report.warnings)
+    # Where the reference ranks and a row does not.
+    assert _undecided({"sets": [[0.5, 0.5], [0.1, 0.2]], "random": [[0.1, 0.3]]}, [0.1, 0.2]) == [
+        "nas-rank: sets: 1 of 2 networks find all architectures equally good, which counts as a correlation of 0"
+    ]
 
 
 def test_rows_take_as_many_steps_as_the_set():

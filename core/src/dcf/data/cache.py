@@ -79,9 +79,17 @@ def key_of(tree: Tree, options: DecodeOptions) -> str:
     """A hash of all that decides the result: files with size and time of change, and options."""
     sha = hashlib.sha256(json.dumps([VERSION, str(tree.root.resolve()), asdict(options)]).encode())
     for name in tree.files:
-        stat = os.stat(tree.root / name)
-        sha.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        sha.update(f"{name}\0{_state(tree.root / name)}\n".encode(errors="surrogateescape"))
     return sha.hexdigest()
+
+
+def _state(path: Path) -> str:
+    """Size and time of change; of a link that leads nowhere, that: decoding leaves such files out, and says so."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return "unreadable"
+    return f"{stat.st_size}\0{stat.st_mtime_ns}"
 
 
 def read(key: str, on_disk: bool = False) -> Decoded | None:

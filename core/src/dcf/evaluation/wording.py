@@ -20,12 +20,17 @@ _ROWS: Final = {
     "random-replay": "random images in its place",
     "whole": "whole training set",
 }
+#: End of the name of a row that was trained without the augmentation of another one.
+_PLAIN: Final = "-plain"
 #: Metrics that are fractions in [0, 1], shown in percent.
 _FRACTIONS: Final = frozenset({"accuracy"})
 
 
 def row_title(name: str) -> str:
     """What a row was trained on, for people."""
+    before = name.removesuffix(_PLAIN)
+    if before != name and before in _ROWS:
+        return f"{_ROWS[before]}, not augmented"
     return _ROWS.get(name, clean(name))
 
 

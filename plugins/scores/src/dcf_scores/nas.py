@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
@@ -109,7 +109,8 @@ class ArchitectureRanking(dcf.Evaluator):
         }  # fmt: skip
         results = [one for proxy, (one, _) in zip(proxies, ranked, strict=True) if proxy.name in _OWN]
         beside = [one for proxy, (one, _) in zip(proxies, ranked, strict=True) if proxy.name not in _OWN]
-        notes = [*order_notes(sets), *notes, *_few(search)]
+        accuracies = {name: entry["accuracy"] for name, entry in facts["rows"].items()}
+        notes = [*order_notes(sets), *notes, *_few(search), *_undecided(accuracies, search.truth.tolist())]
         stat = results[0].row.stat
         report = build_report("nas-rank", self, sets, ctx, results, beside, notes, stat, start, facts)
         seconds = {**report.timing.rows, "reference": search.reference.seconds.tolist()}
@@ -282,6 +283,19 @@ def _reference_facts(search: _Search) -> dict[str, Any]:
 def _few(search: _Search) -> list[str]:
     n = len(search.specs)
     return [f"nas-rank: {n} architectures say little about the 720 of the grid; see the intervals"] if n < 30 else []
+
+
+def _undecided(accuracies: Mapping[str, Sequence[Sequence[float]]], truth: Sequence[float]) -> list[str]:
+    """Where all architectures came out equally good, so that a correlation of 0 is none at all."""
+    if len(set(truth)) == 1:
+        return ["nas-rank: the reference finds all architectures equally good: correlations of 0 mean that none exists"]
+    found = {name: sum(len(set(one)) == 1 for one in runs) for name, runs in accuracies.items()}
+    return [
+        f"nas-rank: {name}: {n} of {len(accuracies[name])} networks find all architectures equally good, which counts "
+        "as a correlation of 0"
+        for name, n in found.items()
+        if n
+    ]
 
 
 def _tell(seconds: dict[str, list[float]]) -> None:
