@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dcf.errors import PluginError, RunError, UsageError
+from dcf.texts import clean
 
 __all__ = ["RC", "as_label", "require_form", "require_matplotlib", "write_figure"]
 
@@ -37,14 +38,14 @@ def require_form(out: Path) -> None:
 
 
 def as_label(text: str) -> str:
-    """A text that matplotlib shows as it is, on one line.
+    """A text that matplotlib shows as it is, on one line; control characters, which fonts do not have, become `?`.
 
     Two dollars would make a formula of what is between them, and a legend leaves out what begins with an underscore.
 
     Args:
         text: A label, a title, or the name of a tick.
     """
-    plain = " ".join(text.split()).replace("$", r"\$")
+    plain = clean(" ".join(text.split()), len(text)).replace("$", r"\$")
     return f" {plain}" if plain.startswith("_") else plain
 
 

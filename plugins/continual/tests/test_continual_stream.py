@@ -334,6 +334,46 @@ def test_results_are_shown_and_drawn(tmp_path, capsys):
     assert main(["continual", "streams"]) == 0
 
 
+def spoil_label(found):
+    found["rows"][0]["label"] = "<b>$\\frac{x}$ \x1b[31m"
+
+
+DAMAGED = {
+    "head": lambda found: found.update(head="other"),
+    "no orders": lambda found: found["rows"][0].update(orders=[]),
+    "no average": lambda found: found["rows"][0].update(average={}),
+    "short": lambda found: found["rows"][0].update(
+        accuracy={k: v[:1] for k, v in found["rows"][0]["accuracy"].items()}
+    ),
+    "no memory": lambda found: found["rows"][0]["orders"][0].update(memory=[]),
+}
+
+
+def test_a_damaged_result_is_no_internal_error(tmp_path, capsys):
+    run_stream(settings(), tmp_path / "s")
+    whole = json.loads((tmp_path / "s" / FILE).read_text("utf-8"))
+    for spoil in DAMAGED.values():
+        found = json.loads(json.dumps(whole))
+        spoil(found)
+        (tmp_path / FILE).write_text(json.dumps(found), "utf-8")
+        for words in (["show"], ["plot", "-o", str(tmp_path / "x.png")]):
+            assert main(["continual", words[0], str(tmp_path / FILE), *words[1:]]) == 1
+            assert "is not a stream of schema" in capsys.readouterr().err
+    spoil_label(whole)
+    (tmp_path / FILE).write_text(json.dumps(whole), "utf-8")
+    assert main(["continual", "plot", str(tmp_path / FILE), "-o", str(tmp_path / "x.png")]) == 0
+
+
+def test_a_file_that_begins_with_itself_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.toml").write_text('stream = "b.toml"\n')
+    (tmp_path / "b.toml").write_text('stream = "./a.toml"\n')
+    with pytest.raises(dcf.UsageError, match="begins with itself"):
+        load_stream("a.toml")
+    (tmp_path / "b.toml").write_text("steps = 2\n")
+    assert load_stream("a.toml").steps == 2
+
+
 def test_a_long_name_of_a_stream_stays_within_the_picture(tmp_path, monkeypatch):
     stream = run_stream(settings(), tmp_path / "s").model_copy(
         update={"id": "stream@1[" + ",".join(60 * ["a=1"]) + "]"}

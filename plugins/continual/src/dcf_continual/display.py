@@ -11,11 +11,9 @@ import dcf
 from dcf.cli.console import clean
 from dcf.evaluation import Stat
 from dcf.figures import RC, as_label, require_form, require_matplotlib, write_figure
-from dcf_continual.model import Stream, StreamRow
+from dcf_continual.model import HEADS, Stream, StreamRow
 
 __all__ = ["require_head", "save_curves", "stream_table"]
-
-_HEADS = ("all", "seen", "step")
 
 #: Characters of a line of the title that fit into the picture.
 _TITLE = 100
@@ -27,8 +25,8 @@ def require_head(head: str | None) -> None:
     Raises:
         UsageError: When there is none.
     """
-    if head is not None and head not in _HEADS:
-        raise dcf.UsageError(f"--head {head}: expected one of {', '.join(_HEADS)}")
+    if head is not None and head not in HEADS:
+        raise dcf.UsageError(f"--head {head}: expected one of {', '.join(HEADS)}")
 
 
 def stream_table(stream: Stream, head: str | None = None) -> Table:

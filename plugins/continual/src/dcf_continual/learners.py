@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,10 +18,7 @@ from dcf.training import Objective, Trained, cross_entropy
 from dcf.types import Batch
 from dcf_continual.options import StreamSettings
 
-__all__ = ["HEADS", "Hits", "Place", "count_hits", "distilled", "from_scratch", "going_on", "grown"]
-
-#: Which answers compete: those for all classes, for those seen so far, or for those of the image's own step.
-HEADS: Final = ("all", "seen", "step")
+__all__ = ["Hits", "Place", "count_hits", "distilled", "from_scratch", "going_on", "grown"]
 
 
 class Place(NamedTuple):

@@ -8,19 +8,32 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 import dcf
 from dcf.evaluation import Stat, summarize
 from dcf.files import atomic_write
 from dcf_continual.metrics import Matrix, accuracy_after, average_incremental, backward_transfer, forgetting
 
-__all__ = ["FILE", "SCHEMA", "MemoryFacts", "NetRun", "OrderResult", "Stream", "StreamRow", "read_stream", "row_of"]
+__all__ = [
+    "FILE",
+    "HEADS",
+    "SCHEMA",
+    "MemoryFacts",
+    "NetRun",
+    "OrderResult",
+    "Stream",
+    "StreamRow",
+    "read_stream",
+    "row_of",
+]
 
 SCHEMA: Final = "dcf.continual/1"
 FILE: Final = "continual.json"
+#: Which answers compete: those for all classes, for those seen so far, or for those of the image's own step.
+HEADS: Final = ("all", "seen", "step")
 
 
 class _Model(BaseModel):
@@ -87,6 +100,18 @@ class Stream(_Model):
     environment: dict[str, str] = Field({}, description="versions and device")
     rows: tuple[StreamRow, ...] = Field((), description="methods, as far as they are")
     timing: dict[str, float] = Field({}, description="seconds; nothing else depends on the clock")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        """Everything that is shown is there: the file may come from anywhere."""
+        if self.head not in HEADS:
+            raise ValueError(f"expected one of {', '.join(HEADS)} as its head, got '{self.head}'")
+        for row in self.rows:
+            tables = {*row.accuracy} & {*row.average} & {*row.final}
+            lengths = {len(stats) for stats in row.accuracy.values()} | {len(one.memory) for one in row.orders}
+            if not tables.issuperset(HEADS) or not row.orders or lengths != {len(self.classes_seen)}:
+                raise ValueError(f"row '{row.label}' does not have the accuracies of {len(self.classes_seen)} steps")
+        return self
 
     def to_json(self, timing: bool = True) -> dict[str, Any]:
         """JSON-ready; without `timing` a function of settings and data alone."""

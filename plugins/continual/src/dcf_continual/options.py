@@ -225,8 +225,12 @@ def stream_names() -> dict[str, str]:
     return found
 
 
-def load_stream(text: str) -> StreamSettings:
+def load_stream(text: str, begun: tuple[Path, ...] = ()) -> StreamSettings:
     """A stream by the name of its protocol, with or without version, or from a TOML file.
+
+    Args:
+        text: Name or path.
+        begun: Files that begin with this one.
 
     Raises:
         UsageError: When there is none of that name, or the file cannot be used.
@@ -245,4 +249,7 @@ def load_stream(text: str) -> StreamSettings:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise dcf.UsageError(f"cannot read '{path}': {error}") from None
     base = values.pop("stream", None)
-    return load_stream(str(base)).with_changes(values) if base else _validated(values, str(path))
+    if path.resolve() in begun:
+        raise dcf.UsageError(f"'{path}' begins with itself: expected 'stream' to name another one")
+    begun = (*begun, path.resolve())
+    return load_stream(str(base), begun).with_changes(values) if base else _validated(values, str(path))
