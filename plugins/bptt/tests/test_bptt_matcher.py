@@ -78,6 +78,8 @@ def test_options_that_make_no_sense_are_refused(options):
 def test_a_set_that_its_batches_do_not_divide_is_refused_before_the_run():
     with pytest.raises(dcf.UsageError, match="batch=2 images of every class in each step"):
         engine(dd(batch=2), items=3)
+    with pytest.raises(dcf.UsageError, match="steps=2 would never use the last 1"):
+        engine(dd(steps=2), items=3)
 
 
 def test_recipes_name_protocol_clip_and_published_values():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dcf
-from dcf_bptt.order import cycled, ordered_batches, random_batches, views_by_class
+from dcf_bptt.order import cycled, ordered_batches, random_batches, require_all_used, views_by_class
 
 
 def table(classes, size):
@@ -34,6 +34,12 @@ def test_ordered_batches_visit_every_image_once(classes, batch, count):
 def test_what_does_not_divide_is_refused_with_what_does():
     with pytest.raises(dcf.UsageError, match=r"batch=3 .* does not divide the set's 4 a class\n  use batch=1, 2 or 4"):
         ordered_batches(table(2, 4), 3)
+
+
+def test_a_program_that_never_comes_to_some_images_is_refused():
+    require_all_used(3, 3)
+    with pytest.raises(dcf.UsageError, match=r"3 batches .* steps=2 would never use the last 1\n  use steps=auto"):
+        require_all_used(3, 2)
 
 
 def test_classes_of_different_size_are_refused():

@@ -15,7 +15,7 @@ from dcf.seeding import generator
 from dcf.training import BLOWN_UP
 from dcf.unroll import StepSizes, stateless, train_on
 from dcf_bptt.options import BPTTConfig, DDConfig
-from dcf_bptt.order import cycled, ordered_batches, random_batches, views_by_class
+from dcf_bptt.order import cycled, ordered_batches, random_batches, require_all_used, views_by_class
 from dcf_bptt.training import real_loss
 
 __all__ = ["BPTT", "DD"]
@@ -67,13 +67,14 @@ class BPTT(dcf.Matcher):
         """Fix the number of training steps, their images where they are ordered, and the step sizes to learn.
 
         Raises:
-            UsageError: When batches in a fixed order do not divide the set.
+            UsageError: When batches in a fixed order do not divide the set, or are more than there are steps.
         """
         config = self.config
         self.views = views_by_class(ctx.param.view_class, ctx.spec.num_classes)
         if config.order == "fixed":
             batches = ordered_batches([own for own in self.views if len(own)], config.batch)
             self.steps = len(batches) * config.epochs if config.steps == "auto" else config.steps
+            require_all_used(len(batches), self.steps)
             self.program = cycled(batches, self.steps)
         else:
             a_pass = math.ceil(max(map(len, self.views)) / config.batch)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import dcf
 
-__all__ = ["cycled", "ordered_batches", "random_batches", "views_by_class"]
+__all__ = ["cycled", "ordered_batches", "random_batches", "require_all_used", "views_by_class"]
 
 
 def views_by_class(view_class: Tensor, classes: int) -> list[Tensor]:
@@ -55,6 +55,19 @@ def _divisors(size: int) -> str:
     """`batch=1`, or the options where there are several."""
     fitting = [str(n) for n in range(1, size + 1) if size % n == 0]
     return f"batch={fitting[0]}" if len(fitting) == 1 else f"batch={', '.join(fitting[:-1])} or {fitting[-1]}"
+
+
+def require_all_used(batches: int, steps: int) -> None:
+    """Refuse a program that never comes to some images of the set, which would be paid for and never learned.
+
+    Raises:
+        UsageError: When there are fewer steps than batches.
+    """
+    if steps < batches:
+        raise dcf.UsageError(
+            f"order=fixed makes {batches} batches of the set, of which steps={steps} would never use the last "
+            f"{batches - steps}\n  use steps=auto or steps={batches} and more, a larger batch, or a smaller --ipc"
+        )
 
 
 def cycled(batches: Sequence[Tensor], steps: int) -> list[Tensor]:
