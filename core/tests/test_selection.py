@@ -137,6 +137,21 @@ def test_a_record_that_is_no_json_is_an_error_of_the_plugin(record):
         chosen(selector)
 
 
+def test_a_coreset_that_repeats_images_is_warned_of(caplog):
+    data = fake_data(train=3)
+    coreset = RunConfig(data="digits", matcher="none", network="mlp", ipc=4)
+    select(Random(), data, torch.tensor([0, 0, 0, 1, 1, 1]), coreset)
+    assert not caplog.text
+    select(Random(), data, torch.tensor([0, 0, 0, 1, 1, 1, 1, 1]), coreset)
+    assert f"as 1 classes have fewer than it has places for, such as 2 places too many in '{data.spec.classes[1]}'" in (
+        caplog.text
+    )
+    caplog.clear()
+    learned = coreset.model_copy(update={"matcher": "pull", "iterations": 2})
+    select(Random(), data, torch.tensor([1, 1, 1, 1]), learned)  # a start, of which something else is made
+    assert not caplog.text
+
+
 def test_selectors_that_make_images_are_asked_for_images():
     class Own(Selector):
         def images(self, data, view_class, generator):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+import torch
 from torch import Tensor
 
 from dcf.errors import PluginError
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
     from dcf.data.real import RealData
 
 __all__ = ["select"]
+
+log = logging.getLogger(__name__)
 
 #: Chosen images that are recorded by number at most, and characters of a record.
 _MOST_INDICES: Final = 100_000
@@ -44,9 +49,23 @@ def select(selector: Selector, data: RealData, view_class: Tensor, config: RunCo
         return selector.images(data, view_class, draw), _record(selector)
     index = selector.indices(data, view_class, draw)
     record = _record(selector)
-    if (config.iterations == 0 or config.matcher == "none") and len(index) <= _MOST_INDICES:
-        record = {**record, "indices": index.tolist()}
+    if config.iterations == 0 or config.matcher == "none":
+        _warn_of_copies(index, view_class, data.spec.classes)
+        record = {**record, "indices": index.tolist()} if len(index) <= _MOST_INDICES else record
     return data.train.images(index), record
+
+
+def _warn_of_copies(index: Tensor, view_class: Tensor, classes: Sequence[str]) -> None:
+    """Say where a coreset has an image more than once: its budget could be smaller."""
+    labels = view_class.cpu()[index.cpu().argsort(stable=True)]
+    ordered = index.cpu().sort().values
+    copies = torch.bincount(labels[1:][ordered[1:] == ordered[:-1]], minlength=len(classes))
+    short = torch.nonzero(copies).flatten().tolist()
+    if short:
+        log.warning(
+            "the coreset has images more than once, as %d classes have fewer than it has places for, such as %d places "
+            "too many in '%s'", len(short), int(copies[short[0]]), classes[short[0]],
+        )  # fmt: skip
 
 
 def _record(selector: Selector) -> dict[str, Any]:

@@ -383,6 +383,14 @@ def noise_data(n=30):
     return real_data(parts[0], parts[1], ("a", "b"), space, "python:noise", "made up")
 
 
+def test_random_images_that_are_all_images_are_no_control():
+    data = fake_data(train=4)
+    images = data.train.images(data.train.labels.argsort(stable=True))
+    report = evaluate(Membership, [fake_set(filled(Pixels(), data, 4, images), data)], data, {"fpr": 0.2})
+    assert [row.name for row in (*report.rows, *report.baselines)] == ["sets"]
+    assert "random: no row, because 4 images a class leave no training image that nobody has seen" in report.warnings
+
+
 def test_warnings_are_honest():
     report = evaluate(Membership, options={"fpr": 0.001})
     assert WARNING in report.warnings

@@ -95,8 +95,7 @@ class _Attack:
     def __call__(self, state: dcf.NetworkState, trial: Trial) -> Findings:
         data, who = self.ctx.data, f"network {trial.net} of set {trial.set}"
         others = _losses(state, data.test.select(self.others), who)
-        chosen = random_selection(self.ctx, trial.net, self.per_class) if self.per_class else self.members[:0]
-        members = self.members[~torch.isin(self.members, chosen)]
+        chosen, members = self.chosen(trial.net), self.unseen(trial.net)
         metrics = self._scores("loss", _losses(state, data.train.select(members), who), others)
         if len(chosen):
             metrics |= self._scores("chosen", _losses(state, data.train.select(chosen), who), others)
@@ -105,6 +104,14 @@ class _Attack:
             real = data.train.images(members), data.test.images(self.others)
             metrics |= self.gallery.figures(images, *real)
         return Findings(metrics)
+
+    def chosen(self, net: int) -> Tensor:
+        """Numbers of the random training images that network `net` is trained on; none where it is not."""
+        return random_selection(self.ctx, net, self.per_class) if self.per_class else self.members[:0]
+
+    def unseen(self, net: int) -> Tensor:
+        """The members without those."""
+        return self.members[~torch.isin(self.members, self.chosen(net))]
 
     def _scores(self, name: str, members: Tensor, others: Tensor) -> dict[str, float]:
         found = {f"{name}_auc": area_under_curve(-members, -others)}
@@ -133,9 +140,13 @@ def _beside(
 ) -> tuple[list[Measured], list[str]]:
     nbytes = min(one.storage().nbytes for one in sets)
     k = equal_bytes(nbytes, ctx.data.spec.shape, ctx.data.spec.num_classes)
-    probes = {"random": replace(attack, per_class=k)}
-    made = [find_baseline(n)(sets, replace(ctx, probe=probes.get(n, attack)), network) for n in ctx.baselines]
-    return [m for m in made if isinstance(m, Measured)], [m for m in made if isinstance(m, str)]
+    control, notes, names = replace(attack, per_class=k), list[str](), list(ctx.baselines)
+    if k and "random" in names and not all(len(control.unseen(net)) for net in range(ctx.n_nets)):
+        names.remove("random")
+        notes.append(f"random: no row, because {k} images a class leave no training image that nobody has seen")
+    probes = {"random": control}
+    made = [find_baseline(n)(sets, replace(ctx, probe=probes.get(n, attack)), network) for n in names]
+    return [m for m in made if isinstance(m, Measured)], [*notes, *(m for m in made if isinstance(m, str))]
 
 
 def _features(
