@@ -237,8 +237,9 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_others(run, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RunError, match="No space left"):
+    with pytest.raises(RunError, match=r"No space left .*\n  mend that.*: dcf resume .*") as stopped:
         save(run, 3)
+    assert str(stopped.value).endswith(str(run.path))
     assert checkpoints(run) == ["00000001.safetensors", "00000002.safetensors"]
 
 

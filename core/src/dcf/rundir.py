@@ -149,12 +149,18 @@ class RunDir:
     # --- checkpoints -----------------------------------------------------------------------------
 
     def save_checkpoint(self, it: int, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Write the state after `it` iterations and drop all but the newest two."""
-        write_tensors(
-            self.checkpoints / f"{it:08d}.safetensors",
-            state,
-            {"dcf.checkpoint": json.dumps({"it": it, **facts})},
-        )
+        """Write the state after `it` iterations and drop all but the newest two.
+
+        Raises:
+            RunError: When it cannot be written; the others are still there.
+        """
+        path = self.checkpoints / f"{it:08d}.safetensors"
+        try:
+            write_tensors(path, state, {"dcf.checkpoint": json.dumps({"it": it, **facts})})
+        except RunError as error:
+            raise RunError(
+                f"{error}\n  mend that, for a full disk by making room, then: dcf resume {self.path}"
+            ) from None
         for old in self._checkpoints()[:-_KEPT]:
             self._remove(old)
 
