@@ -250,6 +250,12 @@ def test_a_diverged_network_is_kept_as_measured_and_warned_about(data):
     Report.from_json(report.text())
 
 
+def test_one_set_given_twice_is_warned_of(data):
+    assert not Train().evaluate([condensed(seed=s) for s in range(2)], context(data)).warnings
+    report = Train().evaluate([condensed(), condensed(seed=1), condensed()], context(data))
+    assert report.warnings == ("3 sets were given, of which 2 differ: the spread over sets says too little",)
+
+
 def test_soft_labels_train_as_they_are_unless_the_protocol_hardens_them(data):
     soft = condensed(soft=True)
     assert material_of(soft, context(data)).fetch(torch.arange(2)).y.shape == (2, CLASSES)

@@ -98,7 +98,7 @@ def build_report(
         start: `time.perf_counter()` when the evaluation began.
         extra: Further figures, JSON-ready.
     """
-    measured = [*results, *beside]
+    measured, facts = [*results, *beside], tuple(_info(one) for one in sets)
     return Report(
         evaluator=name,
         version=evaluator.version,
@@ -108,19 +108,27 @@ def build_report(
         seed=ctx.seed,
         data={"id": ctx.data.id, "checksum": ctx.data.checksum},
         method=dict(sets[0].config),
-        sets=tuple(_info(one) for one in sets),
+        sets=facts,
         rows=tuple(m.row for m in results),
         summary=summary,
         baselines=tuple(m.row for m in beside),
         extra=dict(extra or {}),
         env=environment(ctx.place, " and ".join(sorted({m.row.precision for m in measured} - {""}))),
-        warnings=(*(w for m in measured for w in m.warnings), *notes),
+        warnings=(*(w for m in measured for w in m.warnings), *notes, *_copies(facts)),
         timing=Timing(seconds=time.perf_counter() - start, rows={_key(m.row): m.seconds for m in measured}),
     )
 
 
 def _key(row: Row) -> str:
     return f"{row.name} {row.network}"
+
+
+def _copies(sets: Sequence[SetInfo]) -> list[str]:
+    """That sets are the same, so that nothing is learned of how sets differ."""
+    different = len({one.sha256 for one in sets})
+    if different == len(sets):
+        return []
+    return [f"{len(sets)} sets were given, of which {different} differ: the spread over sets says too little"]
 
 
 def _info(one: SyntheticSet) -> SetInfo:
