@@ -98,6 +98,18 @@ def test_check_finds_what_is_wrong_and_exits_with_one(tmp_path):
     assert json.loads(invoke("experts", "list", "--json").stdout)["sets"][0]["damaged"] == 1
 
 
+def test_check_advises_to_make_again_what_is_damaged_and_not_to_get_it_again(tmp_path):
+    path = experts_in(make(tmp_path).folder)[1]
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 255
+    path.write_bytes(content)
+    bad = invoke("experts", "check")
+    assert bad.exit_code == 1
+    assert "do not match its digest" in bad.stdout
+    assert "get the file again" not in bad.stdout
+    assert "remove the file; the next run trains this expert again" in bad.stdout
+
+
 # --- wrong input -----------------------------------------------------------------------------------------------------
 
 

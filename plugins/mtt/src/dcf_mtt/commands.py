@@ -191,7 +191,8 @@ def _examined(folder: Path) -> dict[str, Any]:
         try:
             examine(path)
         except dcf.FormatError as error:
-            problems.append(str(error))
+            # Nobody gave this file away: it is made again, not got again.
+            problems.append(str(error).removesuffix("; get the file again"))
     return {"key": folder.name, "files": len(files), "problems": problems}
 
 
