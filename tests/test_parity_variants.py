@@ -149,7 +149,8 @@ def distance(x, y, metric):
         elif metric == "l1_mean":
             total = total + (a - b).abs().sum() / len(a)
         else:
-            total = total + 1 - (a @ b) / ((a @ a).sqrt() * (b @ b).sqrt() + 1e-6)
+            # Not by a root of squares, whose derivative is NaN where a gradient is exactly zero.
+            total = total + 1 - (a @ b) / (a.norm() * b.norm() + 1e-6)
     return total
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 import dcf
 from dcf import compiled
-from dcf.compiled import _kernels, _rules
+from dcf.compiled import _blocks, _kernels, _rules
 from dcf.compiled._lower import Lowered
 from dcf.compiled._rules import Kind, multiplications, worthwhile
 from dcf.data.real import Split
@@ -44,10 +45,11 @@ def images(n, *stream):
 
 @pytest.fixture
 def anywhere(monkeypatch):
-    """A processor that suits, and kernels that pay however little there is to do."""
+    """A processor that suits, and kernels that pay however little there is to do; norms are left to the compiler."""
     monkeypatch.setattr(compiled, "processor", lambda: "amx")
     monkeypatch.setattr(compiled, "worthwhile", lambda *_: True)
     monkeypatch.setattr(_kernels, "_MADE", {})
+    monkeypatch.setattr(_blocks, "available", lambda channels: False)
 
 
 @pytest.fixture
@@ -87,7 +89,7 @@ def test_gpus_and_other_processors_have_none(monkeypatch, uncompiled):
         assert compiled.loss_gradients(net_of(), images(4), y) is None
 
 
-def test_a_processor_without_matrix_units_is_told_once_and_only_where_it_matters(monkeypatch, uncompiled, caplog):
+def test_a_processor_without_wide_registers_is_told_once_and_only_where_it_matters(monkeypatch, uncompiled, caplog):
     monkeypatch.setattr(compiled, "processor", lambda: "other")
     compiled._tell_of_processor.cache_clear()
     y = torch.zeros(4, dtype=torch.long)
@@ -203,7 +205,12 @@ def test_processor_is_looked_up_without_failing(monkeypatch):
 
 @pytest.mark.parametrize(
     ("flags", "has"),
-    [("avx2 avx512f amx_bf16", "amx"), ("avx2 avx512f avx512_bf16", "avx512"), ("sse4_2 avx2", "other")],
+    [
+        ("avx2 avx512f avx512_bf16 amx_bf16", "amx"),
+        ("avx2 avx512f avx512_bf16", "bf16"),
+        ("avx2 avx512f avx512_vnni", "avx512"),
+        ("sse4_2 avx2", "other"),
+    ],
 )
 def test_processors_are_told_apart(flags, has, monkeypatch):
     monkeypatch.setattr(_rules.platform, "machine", lambda: "x86_64")
@@ -211,7 +218,7 @@ def test_processors_are_told_apart(flags, has, monkeypatch):
     assert _rules.processor.__wrapped__() == has
 
 
-def test_without_matrix_units_kernels_are_in_fp32_and_that_is_said_once(anywhere, monkeypatch, caplog):
+def test_without_products_of_bf16_kernels_are_in_fp32_and_that_is_said_once(anywhere, monkeypatch, caplog):
     made = []
     monkeypatch.setattr(compiled, "processor", lambda: "avx512")
     monkeypatch.setattr(compiled, "kernel_for", lambda kind, rounded, *_: made.append(rounded))
@@ -225,7 +232,7 @@ def test_without_matrix_units_kernels_are_in_fp32_and_that_is_said_once(anywhere
     assert asked == [True, True]  # from where a kernel in fp32 pays
     assert not usage.kernels
     assert [r.message for r in caplog.records if "AMX" in r.message] == [
-        "this processor has no matrix units for bf16 (AMX): kernels compute in fp32"
+        "this processor does not multiply bf16 (AMX, AVX512_BF16): kernels compute in fp32"
     ]
     compiled._tell_of_processor.cache_clear()
 
@@ -503,3 +510,14 @@ def test_really_compiled_kernels_agree_and_are_the_same_each_time(anywhere, tmp_
     assert close(first.gradients, wanted, 0.01)
     assert all(torch.equal(a, b) for a, b in zip(first.gradients, again.gradients, strict=True))
     assert any((tmp_path / "compiled").iterdir())
+
+
+@pytest.mark.parametrize(("given", "kept"), [("torchinductor_me", False), ("elsewhere", True)])
+def test_compiled_things_go_to_the_folder_of_caches_unless_one_was_chosen(given, kept, tmp_path, monkeypatch):
+    """Importing torchvision makes the compiler set a default of its own."""
+    monkeypatch.setattr(_kernels.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("DCF_CACHE", str(tmp_path / "caches"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / given))
+    with _kernels._quiet():
+        found = os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    assert found == str(tmp_path / given if kept else tmp_path / "caches" / "compiled")

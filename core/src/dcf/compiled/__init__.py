@@ -1,12 +1,12 @@
 """Compiled kernels: the parts of a run that take the time, made ahead for a network and a size of batch.
 
-A kernel computes convolutions in bf16 on the units that the processor has for products of matrices, everything else in
-fp32, and fuses what lies between them. Where synthetic images are differentiated, the convolutions of the forward pass
-are in fp32, too; with `--precision strict`, and on processors without such units, everything is. Kernels are for
+A kernel computes convolutions in bf16 where the processor multiplies bf16 (AMX, AVX512_BF16), everything else in fp32,
+and fuses what lies between them. Where synthetic images are differentiated, the convolutions of the forward pass
+are in fp32, too; with `--precision strict`, and on processors without bf16, everything is. Kernels are for
 gradients and embeddings of real and synthetic images, for training and testing, and for steps of unrolled training.
 Every function here returns None where no kernel is to be had, and the caller computes the plain way:
 
-* on a GPU, or on a processor that has neither bf16 matrix units (AMX) nor AVX-512;
+* on a GPU, or on a processor that has neither AMX nor AVX-512;
 * where compiling takes longer than it saves: that is decided by counting operations, never by the clock, so that a run
   that is resumed decides the same;
 * for networks that have state, draw random numbers, or do not compile; this is said once.
@@ -265,4 +265,4 @@ def _in_fp32() -> bool:
 @functools.cache
 def _tell_of_processor(instead: str) -> None:
     """Say once for a process why what is slow is not faster."""
-    log.info("this processor has no matrix units for bf16 (AMX): %s", instead)
+    log.info("this processor does not multiply bf16 (AMX, AVX512_BF16): %s", instead)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
+from dcf.compiled._folding import fold_casts, nothing_to_fuse
 from dcf.compiled._lower import Lowered, Rounded
 from dcf.compiled._rules import Kind
 from dcf.data.cache import cache_dir
@@ -98,10 +101,14 @@ def _compiled(plain: Kernel, inputs: list[Tensor], rounded: Rounded, differentia
             return plain(*tensors)
 
     graph = make_fx(lowered)(*_leaves(inputs))
+    fold_casts(graph)
     if any("rand" in str(node.target) or "dropout" in str(node.target) for node in graph.graph.nodes):
         raise ValueError("the network draws random numbers")
-    kernel: Kernel = torch.compile(graph, dynamic=False)
-    return kernel if differentiable else lambda *tensors: _without_graph(kernel, tensors)
+    if differentiable:
+        kernel: Kernel = torch.compile(graph, dynamic=False)
+        return kernel
+    constant: Kernel = graph if nothing_to_fuse(graph) else torch.compile(graph, dynamic=False)
+    return lambda *tensors: _without_graph(constant, tensors)
 
 
 def _without_graph(kernel: Kernel, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -136,14 +143,28 @@ def _difference(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep what is compiled in the folder of caches, and the compiler's talk about GPUs to itself."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))
     talkative = logging.getLogger("torch.utils.cpp_extension")
     level = talkative.level
     talkative.setLevel(logging.ERROR)
+    if not _cache_was_chosen():
+        os.environ[_CACHE] = str(cache_dir() / "compiled")
     try:
         yield
     finally:
         talkative.setLevel(level)
+
+
+#: Where the compiler keeps what it made.
+_CACHE: Final = "TORCHINDUCTOR_CACHE_DIR"
+
+
+def _cache_was_chosen() -> bool:
+    given = os.environ.get(_CACHE)
+    if given is None:
+        return False
+    # Importing torchvision is enough for the compiler to put its own default there, which is nobody's choice.
+    path = Path(given)
+    return not (path.name.startswith("torchinductor_") and path.parent == Path(tempfile.gettempdir()))
 
 
 # --- the functions, in the plain way ------------------------------------------------------------

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from dcf.compiled import _blocks
 from dcf.networks.layers import mean_of_four
 
-__all__ = ["Lowered", "Rounded"]
+__all__ = ["EXACT", "Lowered", "Rounded"]
 
 #: Which convolutions are computed in bf16; the others are in fp32.
 Rounded: TypeAlias = Literal["all", "derivatives", "none"]
@@ -25,7 +26,7 @@ class Lowered(TorchFunctionMode):
     """Within it, convolutions are computed with channels last, most of them in bf16, and the rest in what fuses.
 
     What goes into a convolution in bf16 is rounded to it (8 bits of precision), products are summed in fp32, what
-    comes out is rounded once more and is fp32 again.
+    comes out is rounded once more and is fp32 again. Instance norm, ReLU and 2x2 means in a row are one operation.
 
     Args:
         rounded: "derivatives": convolutions of the forward pass are in fp32, so that no ReLU takes a pixel for one on
@@ -36,18 +37,54 @@ class Lowered(TorchFunctionMode):
     def __init__(self, rounded: Rounded = "all") -> None:
         super().__init__()
         self.convolution = _CONVOLUTIONS[rounded]
+        # What instance norms yielded and ReLUs made of that, beside what went in; kept, so that no id is used again.
+        self._normed: dict[int, tuple[Tensor, _Normed]] = {}
+        self._rectified: dict[int, tuple[Tensor, _Normed]] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Replace convolutions, ReLUs and pooling; everything else passes."""
+        """Replace convolutions, norms, ReLUs and pooling; everything else passes."""
         if func is torch.conv2d:
             return self.convolution(*args, **(kwargs or {}))
+        if func is F.group_norm:
+            return self._norm(*args, **(kwargs or {}))
         if func in _RELUS:
-            return _relu(args[0])
+            return self._relu(args[0])
         if func is mean_of_four:
-            return _mean_of_four(args[0])
+            return self._pool(args[0])
         return func(*args, **(kwargs or {}))
+
+    def _norm(
+        self, x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    ) -> Tensor:
+        found = F.group_norm(x, groups, weight, bias, eps)
+        whole = x.dim() == 4 and groups == x.shape[1] and x.dtype == torch.float32
+        if whole and weight is not None and bias is not None:
+            self._normed[id(found)] = (found, _Normed(x, weight, bias, eps))
+        return found
+
+    def _relu(self, x: Tensor) -> Tensor:
+        found = _relu(x)
+        if id(x) in self._normed:
+            self._rectified[id(found)] = (found, self._normed[id(x)][1])
+        return found
+
+    def _pool(self, x: Tensor) -> Tensor:
+        # Norm and ReLU were computed already, while tracing; nothing depends on them then, and they are dropped.
+        known = self._rectified.get(id(x))
+        if known is not None and _blocks.available(x.shape[1]):
+            return _blocks.norm_relu_pool(*known[1])
+        return _mean_of_four(x)
+
+
+class _Normed(NamedTuple):
+    """What an instance norm was given."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    eps: float
 
 
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **options: Any) -> Tensor:
@@ -60,11 +97,65 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: A
     return found + bias[:, None, None] if bias is not None and apart else found
 
 
-def _forward_in_fp32(x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **options: Any) -> Tensor:
-    """The value of one convolution with the derivatives of another."""
-    low = _convolution(x, weight, bias, *rest, **options)
-    full = _in_fp32(x.detach(), weight.detach(), None if bias is None else bias.detach(), *rest, **options)
-    return low + (full - low.detach())
+def _forward_in_fp32(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    if isinstance(padding, str) or x.dim() != 4:
+        return _in_fp32(x, weight, bias, stride, padding, dilation, groups)
+    sizes = [[n, n] if isinstance(n, int) else list(n) for n in (stride, padding, dilation)]
+    found: Tensor = _exact(x, weight, bias, *sizes, groups)
+    return found
+
+
+@torch.library.custom_op("dcf::exact_convolution", mutates_args=(), device_types="cpu")
+def _exact(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """A convolution in fp32 whose derivatives are in bf16: an operation of its own, as a graph would see through it."""
+    return _in_fp32(x, weight, bias, stride, padding, dilation, groups).contiguous(memory_format=torch.channels_last)
+
+
+@_exact.register_fake
+def _exact_like(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    return torch.conv2d(x, weight, bias, *rest).contiguous(memory_format=torch.channels_last)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, *ctx.rest = inputs
+    ctx.with_bias = bias is not None
+    ctx.save_for_backward(x, weight)
+
+
+def _derivative_in_bf16(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    low_g, x, weight = (t.to(torch.bfloat16, memory_format=torch.channels_last) for t in (g, *ctx.saved_tensors))
+    stride, padding, dilation, groups = ctx.rest
+    # With one channel, the library takes some thirty times as long for the gradients of weight and bias together.
+    apart = ctx.with_bias and x.shape[1] == 1
+    wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.with_bias and not apart]
+    gx, gw, gb = torch.ops.aten.convolution_backward(
+        low_g, x, weight, [len(weight)], stride, padding, dilation, False, [0, 0], groups, wanted
+    )
+    if apart:
+        gb = g.sum((0, 2, 3))
+    return (*(None if t is None else t.to(g.dtype) for t in (gx, gw, gb)), None, None, None, None)
+
+
+_exact.register_autograd(_derivative_in_bf16, setup_context=_keep)
+
+#: The operation as it appears in a graph.
+EXACT: Final = torch.ops.dcf.exact_convolution.default
 
 
 def _in_fp32(x: Tensor, weight: Tensor, *rest: Any, **options: Any) -> Tensor:

@@ -17,10 +17,11 @@ from dcf.networks.base import NetworkState
 __all__ = ["Kind", "Processor", "multiplications", "processor", "worthwhile"]
 
 
-#: What a processor has for products of matrices: units for bf16 (AMX), wide registers alone, or neither.
-Processor: TypeAlias = Literal["amx", "avx512", "other"]
+#: What a processor has for products of matrices: units for bf16 (AMX), wide registers that multiply bf16, wide
+#: registers alone, or none of these.
+Processor: TypeAlias = Literal["amx", "bf16", "avx512", "other"]
 
-#: How many times as much there must be to do for a kernel in fp32: it saves a quarter of the plain way, not three.
+#: How many times as much there must be to do for a kernel in fp32: it saves a quarter of the plain way, not more.
 _LESS_SAVED: Final = 4
 
 
@@ -63,12 +64,13 @@ class Kind(Enum):
 
 @functools.cache
 def processor() -> Processor:
-    """What the processor has: kernels round to bf16 on AMX, are in fp32 on AVX-512, and are not made elsewhere."""
+    """What the processor has: kernels round to bf16 where it multiplies that, and are in fp32 on AVX-512 alone."""
     try:
         known = Path("/proc/cpuinfo").read_text(encoding="ascii") if platform.machine() == "x86_64" else ""
     except (OSError, UnicodeDecodeError):
         known = ""
-    return "amx" if "amx_bf16" in known else "avx512" if "avx512f" in known else "other"
+    flags: tuple[tuple[str, Processor], ...] = (("amx_bf16", "amx"), ("avx512_bf16", "bf16"), ("avx512f", "avx512"))
+    return next((found for flag, found in flags if flag in known), "other")
 
 
 def worthwhile(kind: Kind, net: NetworkState, images: Tensor, calls: int, strict: bool = False) -> bool:

@@ -1,0 +1,86 @@
+"""What is done to the graph of a kernel before it is compiled, or instead of that."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, Final
+
+import torch
+from torch.fx import GraphModule, Node
+
+from dcf.compiled import _blocks, _lower
+
+__all__ = ["fold_casts", "nothing_to_fuse"]
+
+#: Operations that take maps in bf16, and where their arguments say whether the maps that they yield are; None: never.
+_LOW: Final = {_blocks.FORWARD: 4, _blocks.BACKWARD: 6, _blocks.TWICE: None}
+#: Operations on maps that are as fast one by one as in compiled loops.
+_WHOLE: Final = (
+    *_LOW,
+    _lower.EXACT,
+    operator.getitem,
+    torch.ops.aten.convolution.default,
+    torch.ops.aten.convolution_backward.default,
+    torch.ops.aten._to_copy.default,
+    torch.ops.aten.alias.default,
+    torch.ops.aten.clone.default,
+    torch.ops.aten.detach.default,
+    torch.ops.aten.view.default,
+)
+
+
+def fold_casts(graph: GraphModule) -> None:
+    """Let fused norms read bf16 that was widened for them, and write what would be rounded to bf16 next; in place."""
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and node.target in _LOW:
+            _fold_inputs(node)
+            flag = _LOW[node.target]
+            if flag is not None:
+                _fold_output(node, flag)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def nothing_to_fuse(graph: GraphModule) -> bool:
+    """Whether maps `(N, C, H, W)` meet convolutions, fused norms and casts alone; compiling gains nothing then."""
+    calls = [node for node in graph.graph.nodes if node.op == "call_function"]
+    return all(node.target in _WHOLE for node in calls if _dimensions(node) == 4)
+
+
+def _fold_inputs(node: Node) -> None:
+    for argument in list(node.all_input_nodes):
+        source = _source(argument, torch.float32)
+        if source is not None and _dtype(source) == torch.bfloat16:
+            node.replace_input_with(argument, source)
+
+
+def _fold_output(node: Node, flag: int) -> None:
+    maps = [user for user in node.users if user.target is operator.getitem and user.args[1] == 0]
+    casts = [(cast, _source(cast, torch.bfloat16)) for of in maps for cast in of.users]
+    if not casts or any(source is None for _, source in casts):
+        return
+    node.args = (*node.args[:flag], True, *node.args[flag + 1 :])
+    for cast, source in casts:
+        if source is not None:
+            cast.replace_all_uses_with(source)
+
+
+def _source(node: Any, dtype: torch.dtype) -> Node | None:
+    """What a cast to `dtype` casts; None for anything else."""
+    if not isinstance(node, Node) or node.target is not torch.ops.aten._to_copy.default:
+        return None
+    formats = (None, torch.preserve_format, torch.channels_last)
+    if node.kwargs.get("dtype") != dtype or node.kwargs.get("memory_format") not in formats:
+        return None
+    source = node.args[0]
+    return source if isinstance(source, Node) else None
+
+
+def _dimensions(node: Node) -> int | None:
+    value = node.meta.get("val")
+    return value.dim() if isinstance(value, torch.Tensor) else None
+
+
+def _dtype(node: Node) -> torch.dtype | None:
+    value = node.meta.get("val")
+    return value.dtype if isinstance(value, torch.Tensor) else None
