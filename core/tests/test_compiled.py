@@ -46,7 +46,7 @@ def images(n, *stream):
 @pytest.fixture
 def anywhere(monkeypatch):
     """A processor that suits, and kernels that pay however little there is to do; norms are left to the compiler."""
-    monkeypatch.setattr(compiled, "processor", lambda: "amx")
+    monkeypatch.setattr(compiled, "processor", lambda: "bf16")
     monkeypatch.setattr(compiled, "worthwhile", lambda *_: True)
     monkeypatch.setattr(_kernels, "_MADE", {})
     monkeypatch.setattr(_blocks, "available", lambda channels: False)
@@ -206,10 +206,11 @@ def test_processor_is_looked_up_without_failing(monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "has"),
     [
-        ("avx2 avx512f avx512_bf16 amx_bf16", "amx"),
+        ("avx2 avx512f amx_bf16", "bf16"),
         ("avx2 avx512f avx512_bf16", "bf16"),
-        ("avx2 avx512f avx512_vnni", "avx512"),
-        ("sse4_2 avx2", "other"),
+        ("avx2 avx512f avx512_vnni", "fp32"),
+        ("sse4_2 avx2", "fp32"),
+        ("sse4_2 avx", "other"),
     ],
 )
 def test_processors_are_told_apart(flags, has, monkeypatch):
@@ -220,7 +221,7 @@ def test_processors_are_told_apart(flags, has, monkeypatch):
 
 def test_without_products_of_bf16_kernels_are_in_fp32_and_that_is_said_once(anywhere, monkeypatch, caplog):
     made = []
-    monkeypatch.setattr(compiled, "processor", lambda: "avx512")
+    monkeypatch.setattr(compiled, "processor", lambda: "fp32")
     monkeypatch.setattr(compiled, "kernel_for", lambda kind, rounded, *_: made.append(rounded))
     asked = []
     monkeypatch.setattr(compiled, "worthwhile", lambda *given: asked.append(given[-1]) or True)

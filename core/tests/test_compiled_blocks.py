@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from dcf import compiled
 from dcf.compiled import _blocks, _folding, _kernels, _lower
 from dcf.compiled._lower import Lowered
+from dcf.compiled._rules import Kind
 from dcf.networks.convnet import ConvNetFactory
 from dcf.networks.layers import mean_of_four
 from dcf.networks.options import ConvNetConfig
@@ -102,7 +103,7 @@ def test_results_do_not_depend_on_the_number_of_threads(library):
 @pytest.mark.parametrize("precision", ["default", "strict"])
 @pytest.mark.parametrize("differentiable", [False, True])
 def test_kernels_with_fused_norms_compute_what_others_do(library, precision, differentiable, monkeypatch):
-    monkeypatch.setattr(compiled, "processor", lambda: "amx")
+    monkeypatch.setattr(compiled, "processor", lambda: "bf16")
     monkeypatch.setattr(compiled, "worthwhile", lambda *_: True)
     net = ConvNetFactory(ConvNetConfig(width=16, depth=2)).create(SPEC, 0, "net")
     x, y = drawn(6, *SPEC.shape), torch.arange(6) % 3
@@ -120,7 +121,7 @@ def test_kernels_with_fused_norms_compute_what_others_do(library, precision, dif
     seen = []
     monkeypatch.setattr(torch, "compile", lambda graph, dynamic: seen.append(graph) or graph)
     fused = gradients()
-    assert len(seen) == differentiable, "what has nothing to fuse any more need not be compiled"
+    assert seen == [], "what has nothing to fuse any more need not be compiled"
     monkeypatch.setattr(_blocks, "available", lambda channels: False)
     wanted = gradients()
     flat = [torch.cat([t.flatten() for t in found]) for found in (fused, wanted)]
@@ -188,18 +189,19 @@ def faked(monkeypatch):
     monkeypatch.setattr(_blocks, "available", lambda channels: True)
 
 
-def traced(rounded, monkeypatch, norm="instance"):
+def traced(rounded, monkeypatch, norm="instance", kind=Kind.GRADIENT):
     faked(monkeypatch)
     net = ConvNetFactory(ConvNetConfig(width=8, depth=2, norm=norm)).create(SPEC, 0, "net")
-    plain = _kernels._FUNCTIONS[_kernels.Kind.GRADIENT](net, 2)
+    plain = _kernels._FUNCTIONS[kind](net, 2)
 
     def lowered(*given):
         with Lowered(rounded):
             return plain(*given)
 
-    x, y = drawn(6, *SPEC.shape), torch.arange(6) % 3
-    graph = make_fx(lowered)(x, y, *(w.detach().requires_grad_() for w in net.parameters()))
-    _folding.fold_casts(graph)
+    x, y = drawn(6, *SPEC.shape).requires_grad_(), torch.arange(6) % 3
+    data = (x, y)[: 1 + (kind is not Kind.FEATURES)]
+    graph = make_fx(lowered)(*data, *(w.detach().requires_grad_() for w in net.parameters()))
+    _folding.tidy(graph)
     return graph
 
 
@@ -216,6 +218,27 @@ def test_no_map_is_cast_between_convolutions_and_fused_norms(monkeypatch):
 def test_in_fp32_nothing_is_folded(monkeypatch):
     graph = traced("none", monkeypatch)
     assert not any(n.args[-1] for n in graph.graph.nodes if n.target in (_blocks.FORWARD, _blocks.BACKWARD))
+
+
+def test_gradients_that_nobody_takes_are_not_computed(monkeypatch):
+    """Those in the images, of gradients in the weights that are differentiated further."""
+    graph = traced("derivatives", monkeypatch, kind=Kind.MATCHED)
+    masks = [n.args[-1] for n in graph.graph.nodes if n.target is torch.ops.aten.convolution_backward.default]
+    assert masks == [[True, True, True], [False, True, True]]
+
+
+def test_the_derivative_of_a_kernel_is_tidied_too(monkeypatch):
+    graph = traced("derivatives", monkeypatch, kind=Kind.FEATURES)
+    parts = []
+    monkeypatch.setattr(_kernels, "tidy", lambda part: parts.append(part) or _folding.tidy(part))
+    kernel = _kernels._as_it_is(graph, differentiable=True)
+    x = drawn(6, *SPEC.shape).requires_grad_()
+    net = ConvNetFactory(ConvNetConfig(width=8, depth=2)).create(SPEC, 0, "net")
+    kernel(x, *(w.detach() for w in net.parameters()))[0].sum().backward()
+    assert x.grad is not None
+    backward = [n for part in parts for n in part.graph.nodes if n.target is _blocks.BACKWARD]
+    assert [n.args[-1] for n in backward] == [True, True], "in bf16, as the convolutions that take them"
+    assert not [n for n in backward[1].all_input_nodes if n.target is torch.ops.aten._to_copy.default]
 
 
 @pytest.mark.parametrize(("norm", "whole"), [("instance", True), ("group", False)])

@@ -6,7 +6,7 @@ are in fp32, too; with `--precision strict`, and on processors without bf16, eve
 gradients and embeddings of real and synthetic images, for training and testing, and for steps of unrolled training.
 Every function here returns None where no kernel is to be had, and the caller computes the plain way:
 
-* on a GPU, or on a processor that has neither AMX nor AVX-512;
+* on a GPU, or on a processor without AVX2;
 * where compiling takes longer than it saves: that is decided by counting operations, never by the clock, so that a run
   that is resumed decides the same;
 * for networks that have state, draw random numbers, or do not compile; this is said once.
@@ -253,13 +253,13 @@ def _wanted(kind: Kind, net: NetworkState, images: Tensor, calls: int) -> bool:
     if not worthwhile(kind, net, images, calls * _TIMES.get(), _in_fp32()):
         return False
     found = processor()
-    if found == "other" or (found == "avx512" and precision == "default"):
+    if found == "other" or (found == "fp32" and precision == "default"):
         _tell_of_processor("computing the plain way, in fp32" if found == "other" else "kernels compute in fp32")
     return found != "other"
 
 
 def _in_fp32() -> bool:
-    return _ALLOWED.get() == "strict" or processor() == "avx512"
+    return _ALLOWED.get() == "strict" or processor() == "fp32"
 
 
 @functools.cache

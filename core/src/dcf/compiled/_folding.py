@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 
 from dcf.compiled import _blocks, _lower
 
-__all__ = ["fold_casts", "nothing_to_fuse"]
+__all__ = ["nothing_to_fuse", "tidy"]
 
 #: Operations that take maps in bf16, and where their arguments say whether the maps that they yield are; None: never.
 _LOW: Final = {_blocks.FORWARD: 4, _blocks.BACKWARD: 6, _blocks.TWICE: None}
@@ -22,6 +22,7 @@ _WHOLE: Final = (
     torch.ops.aten.convolution.default,
     torch.ops.aten.convolution_backward.default,
     torch.ops.aten._to_copy.default,
+    torch.ops.aten.add.Tensor,
     torch.ops.aten.alias.default,
     torch.ops.aten.clone.default,
     torch.ops.aten.detach.default,
@@ -29,14 +30,20 @@ _WHOLE: Final = (
 )
 
 
-def fold_casts(graph: GraphModule) -> None:
-    """Let fused norms read bf16 that was widened for them, and write what would be rounded to bf16 next; in place."""
+def tidy(graph: GraphModule) -> None:
+    """Leave out what nothing depends on, and casts beside operations that could do without them; in place.
+
+    Fused norms read bf16 that was widened for them, and write what would be rounded to bf16 next.
+    """
+    graph.graph.eliminate_dead_code()
     for node in graph.graph.nodes:
         if node.op == "call_function" and node.target in _LOW:
             _fold_inputs(node)
             flag = _LOW[node.target]
             if flag is not None:
                 _fold_output(node, flag)
+        if node.target is torch.ops.aten.convolution_backward.default:
+            _mask_unused(node)
     graph.graph.eliminate_dead_code()
     graph.recompile()
 
@@ -63,6 +70,14 @@ def _fold_output(node: Node, flag: int) -> None:
     for cast, source in casts:
         if source is not None:
             cast.replace_all_uses_with(source)
+
+
+def _mask_unused(node: Node) -> None:
+    """Do not ask for gradients in image, weight or bias that nobody takes."""
+    taken = {user.args[1] for user in node.users if user.target is operator.getitem}
+    *rest, mask = node.args
+    if len(taken) == len(node.users) and isinstance(mask, (list, tuple)):
+        node.args = (*rest, [bool(asked) and i in taken for i, asked in enumerate(mask)])
 
 
 def _source(node: Any, dtype: torch.dtype) -> Node | None:

@@ -13,10 +13,11 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
-from dcf.compiled._folding import fold_casts, nothing_to_fuse
+from dcf.compiled._folding import nothing_to_fuse, tidy
 from dcf.compiled._lower import Lowered, Rounded
 from dcf.compiled._rules import Kind
 from dcf.data.cache import cache_dir
@@ -101,14 +102,25 @@ def _compiled(plain: Kernel, inputs: list[Tensor], rounded: Rounded, differentia
             return plain(*tensors)
 
     graph = make_fx(lowered)(*_leaves(inputs))
-    fold_casts(graph)
+    tidy(graph)
     if any("rand" in str(node.target) or "dropout" in str(node.target) for node in graph.graph.nodes):
         raise ValueError("the network draws random numbers")
-    if differentiable:
-        kernel: Kernel = torch.compile(graph, dynamic=False)
-        return kernel
-    constant: Kernel = graph if nothing_to_fuse(graph) else torch.compile(graph, dynamic=False)
-    return lambda *tensors: _without_graph(constant, tensors)
+    kernel = _as_it_is(graph, differentiable) if nothing_to_fuse(graph) else torch.compile(graph, dynamic=False)
+    return kernel if differentiable else lambda *tensors: _without_graph(kernel, tensors)
+
+
+def _as_it_is(graph: GraphModule, differentiable: bool) -> Kernel:
+    """A graph that runs operation by operation, its derivative tidied as it is itself."""
+    if not differentiable:
+        return graph
+    from functorch.compile import aot_function, make_boxed_func
+
+    def tidied(part: GraphModule, _: Sequence[Any]) -> Any:
+        tidy(part)
+        return make_boxed_func(part.forward)
+
+    kernel: Kernel = aot_function(graph, fw_compiler=tidied, bw_compiler=tidied)
+    return kernel
 
 
 def _without_graph(kernel: Kernel, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -133,8 +133,7 @@ def _exact_like(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> T
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, *ctx.rest = inputs
-    ctx.with_bias = bias is not None
+    x, weight, _, *ctx.rest = inputs
     ctx.save_for_backward(x, weight)
 
 
@@ -142,8 +141,8 @@ def _derivative_in_bf16(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     low_g, x, weight = (t.to(torch.bfloat16, memory_format=torch.channels_last) for t in (g, *ctx.saved_tensors))
     stride, padding, dilation, groups = ctx.rest
     # With one channel, the library takes some thirty times as long for the gradients of weight and bias together.
-    apart = ctx.with_bias and x.shape[1] == 1
-    wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.with_bias and not apart]
+    apart = ctx.needs_input_grad[2] and x.shape[1] == 1
+    wanted = [*ctx.needs_input_grad[:2], ctx.needs_input_grad[2] and not apart]
     gx, gw, gb = torch.ops.aten.convolution_backward(
         low_g, x, weight, [len(weight)], stride, padding, dilation, False, [0, 0], groups, wanted
     )

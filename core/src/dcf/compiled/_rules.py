@@ -17,9 +17,8 @@ from dcf.networks.base import NetworkState
 __all__ = ["Kind", "Processor", "multiplications", "processor", "worthwhile"]
 
 
-#: What a processor has for products of matrices: units for bf16 (AMX), wide registers that multiply bf16, wide
-#: registers alone, or none of these.
-Processor: TypeAlias = Literal["amx", "bf16", "avx512", "other"]
+#: In which precision kernels compute on a processor, if it has any that are faster there.
+Processor: TypeAlias = Literal["bf16", "fp32", "other"]
 
 #: How many times as much there must be to do for a kernel in fp32: it saves a quarter of the plain way, not more.
 _LESS_SAVED: Final = 4
@@ -64,13 +63,14 @@ class Kind(Enum):
 
 @functools.cache
 def processor() -> Processor:
-    """What the processor has: kernels round to bf16 where it multiplies that, and are in fp32 on AVX-512 alone."""
+    """What suits the processor: "bf16" where it multiplies bf16 (AMX, AVX512_BF16), "fp32" with AVX2 alone."""
     try:
         known = Path("/proc/cpuinfo").read_text(encoding="ascii") if platform.machine() == "x86_64" else ""
     except (OSError, UnicodeDecodeError):
         known = ""
-    flags: tuple[tuple[str, Processor], ...] = (("amx_bf16", "amx"), ("avx512_bf16", "bf16"), ("avx512f", "avx512"))
-    return next((found for flag, found in flags if flag in known), "other")
+    if "amx_bf16" in known or "avx512_bf16" in known:
+        return "bf16"
+    return "fp32" if "avx2" in known else "other"
 
 
 def worthwhile(kind: Kind, net: NetworkState, images: Tensor, calls: int, strict: bool = False) -> bool:
