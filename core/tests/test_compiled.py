@@ -29,7 +29,7 @@ from dcf.testing import fake_spec
 from dcf.testing.fakes import TinyFactory
 from dcf.training import Schedule, evaluate_accuracy, train
 from dcf.types import Batch
-from dcf.unroll import stateless, train_on
+from dcf.unroll import _training, stateless, train_on
 
 SPEC = fake_spec(classes=3)
 CPU = torch.device("cpu")
@@ -468,32 +468,71 @@ def test_batches_of_a_split_decide_alike(monkeypatch, uncompiled):
     assert sizes == [(8, 3)] * 3
 
 
-@pytest.mark.parametrize(
-    ("precision", "mode", "momentum"),
-    [("default", "adjoint", 0.0), ("default", "adjoint", 0.5), ("default", "tesla", 0.5), ("strict", "adjoint", 0.5)],
-)
-def test_unrolled_training_with_kernels_has_the_gradients(exact, precision, mode, momentum):
-    def gradients():
-        net, x = net_of(), images(6).requires_grad_()
-        y = (F.one_hot(torch.arange(6) % 3, 3) * 0.8 + 0.1).requires_grad_()
-        lr = torch.full((4,), 0.1, requires_grad=True)
-        steps = [torch.tensor([s, (s + 1) % 6, (s + 3) % 6]) for s in range(4)]
-        start = {name: p.detach() for name, p in net.params.items()}
-        final = train_on(
-            stateless(net), start, Batch(x, y), steps, lr, momentum=momentum, mode=mode,
-            augment=lambda batch, s: Batch(batch.x * (1 + 0.1 * s), batch.y),
-        )  # fmt: skip
-        torch.stack([(w - 1).square().sum() for w in final.values()]).sum().backward()
-        return [x.grad, y.grad, lr.grad]
+def unrolled(mode, momentum=0.0, steps=4):
+    """Gradients of something of the weights after some steps: in images, labels, step sizes and the start."""
+    net, x = net_of(), images(6).requires_grad_()
+    y = (F.one_hot(torch.arange(6) % 3, 3) * 0.8 + 0.1).requires_grad_()
+    lr = torch.full((steps,), 0.1, requires_grad=True)
+    drawn = [torch.tensor([s % 6, (s + 1) % 6, (s + 3) % 6]) for s in range(steps)]
+    start = {name: p.detach().requires_grad_() for name, p in net.params.items()}
+    final = train_on(
+        stateless(net), start, Batch(x, y), drawn, lr, momentum=momentum, mode=mode,
+        augment=lambda batch, s: Batch(batch.x * (1 + 0.1 * s), batch.y),
+    )  # fmt: skip
+    torch.stack([(w - 1).square().sum() for w in final.values()]).sum().backward()
+    return [x.grad, y.grad, lr.grad, torch.cat([w.grad.flatten() for w in start.values()])]
 
-    wanted = gradients()
+
+@pytest.mark.parametrize(
+    ("precision", "mode", "momentum", "kinds"),
+    [
+        ("default", "adjoint", 0.0, {Kind.STEP, Kind.PRODUCTS}),
+        ("default", "adjoint", 0.5, {Kind.STEP, Kind.PRODUCTS}),
+        ("default", "tesla", 0.5, {Kind.STEP, Kind.PRODUCTS}),
+        ("strict", "adjoint", 0.5, {Kind.STEP, Kind.PRODUCTS}),
+        ("default", "full", 0.5, {Kind.RECORDED}),
+        ("strict", "full", 0.0, {Kind.RECORDED}),
+    ],
+)
+def test_unrolled_training_with_kernels_has_the_gradients(exact, precision, mode, momentum, kinds):
+    wanted = unrolled(mode, momentum)
     with compiled.allowed(precision, CPU), compiled.noticed() as used:
-        found = gradients()
+        found = unrolled(mode, momentum)
     rounded = "derivatives" if precision == "default" else "none"
-    assert {key[:2] for key in _kernels._MADE} == {(Kind.STEP, rounded), (Kind.PRODUCTS, rounded)}
+    assert {key[:2] for key in _kernels._MADE} == {(kind, rounded) for kind in kinds}
+    assert all(_kernels._MADE.values())
     assert used.kernels is (precision == "default"), "in fp32 nothing is to be told"
     for a, b in zip(found, wanted, strict=True):
         assert close([a], [b], 1e-4)
+
+
+def test_the_quickest_way_through_training_keeps_all_steps_where_they_are_small(exact, monkeypatch):
+    chosen = []
+
+    def noted(*given, mode, **options):
+        chosen.append(mode)
+        return dict(given[1])
+
+    monkeypatch.setattr(dcf.unroll, "unroll", noted)
+
+    def asked(precision):
+        net, x, y = net_of(), images(6), torch.arange(6) % 3
+        with compiled.allowed(precision, CPU):
+            train_on(stateless(net), net.params, Batch(x, y), [torch.arange(3)] * 4, torch.ones(4), mode="auto")
+        return chosen[-1]
+
+    assert asked("strict") == "full"
+    assert asked("default") == "adjoint", "kernels in bf16 make up for computing each step twice"
+    monkeypatch.setattr(_kernels, "_MADE", {})
+    monkeypatch.setattr(_kernels, "_make", lambda *_: None)
+    assert asked("default") == "full", "where kernels cannot be made they make up for nothing"
+    monkeypatch.setattr(_training, "_KEPT", 1000)
+    assert asked("strict") == "adjoint"
+    # 12 images, and the values of two convolutions and a linear layer each.
+    values = 8 * 8 * 8 + 8 * 4 * 4 + 3
+    assert compiled.activations(net_of(), SPEC.shape) == values
+    monkeypatch.setattr(_training, "_KEPT", 12 * values * _training._BYTES_A_VALUE)
+    assert asked("strict") == "full"
 
 
 @pytest.mark.slow

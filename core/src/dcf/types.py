@@ -23,6 +23,7 @@ __all__ = [
     "ParamGroup",
     "Program",
     "Step",
+    "UnrollChoice",
     "UnrollMode",
 ]
 
@@ -30,6 +31,8 @@ __all__ = [
 Metric = Literal["ours", "mse", "cos"]
 #: How a training is differentiated; see `dcf.unroll.unroll`.
 UnrollMode: TypeAlias = Literal["adjoint", "full", "checkpoint", "tesla"]
+#: The same as an option of training on images, where "auto" is the quickest exact one that is small enough.
+UnrollChoice: TypeAlias = Literal["auto", "adjoint", "full", "checkpoint", "tesla"]
 #: The weights of every so-many-th step are kept for the way back; "cpu": of all, in main memory. As an option.
 KeptSteps: TypeAlias = Annotated[int, Field(ge=1)] | Literal["cpu"]
 

@@ -25,14 +25,15 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from dcf.compiled._kernels import Kind, kernel_for, seconds_spent
-from dcf.compiled._rules import multiplications, processor, worthwhile
+from dcf.compiled._kernels import Kind, has_kernel, kernel_for, seconds_spent
+from dcf.compiled._rules import activations, multiplications, processor, worthwhile
 from dcf.networks.base import NetworkState
 
 __all__ = [
     "LossGradients",
     "Products",
     "Usage",
+    "activations",
     "allowed",
     "classify",
     "embed",
@@ -42,6 +43,8 @@ __all__ = [
     "matched_gradients",
     "multiplications",
     "noticed",
+    "products_are_rounded",
+    "recorded_gradients",
     "seconds_spent",
     "weight_gradients",
 ]
@@ -194,6 +197,23 @@ def matched_gradients(net: NetworkState, images: Tensor, labels: Tensor, calls: 
     return _computed(Kind.MATCHED, net, [images, labels], net.parameters())
 
 
+def recorded_gradients(
+    net: NetworkState, weights: Sequence[Tensor], images: Tensor, labels: Tensor, calls: int = 1
+) -> list[Tensor] | None:
+    """As `matched_gradients`, at weights that are given, and differentiable in these, too; None: the plain way.
+
+    Args:
+        net: The network.
+        weights: One for each weight, in order of `net.params`, all of which require gradients.
+        images: `(N, C, H, W)`.
+        labels: `(N,)` class indices or `(N, K)` probabilities.
+        calls: How often the caller asks in what `expected` counts.
+    """
+    if not torch.is_grad_enabled() or not _wanted(Kind.RECORDED, net, images, calls):
+        return None
+    return _computed(Kind.RECORDED, net, [images, labels], weights)
+
+
 def weight_gradients(
     net: NetworkState, weights: Sequence[Tensor], images: Tensor, labels: Tensor, calls: int = 1
 ) -> list[Tensor] | None:
@@ -233,6 +253,24 @@ def gradient_products(
     n = len(weights)
     soft = labels.is_floating_point()
     return Products(found[:n], found[n : 2 * n], found[2 * n], found[2 * n + 1] if soft else None)
+
+
+def products_are_rounded(
+    net: NetworkState, weights: Sequence[Tensor], images: Tensor, labels: Tensor, calls: int = 1
+) -> bool:
+    """Whether `gradient_products` of such a batch is computed by a kernel in bf16, which is made now.
+
+    Args:
+        net: The network.
+        weights: One for each weight, in order of `net.params`.
+        images: `(N, C, H, W)`; its values do not matter.
+        labels: `(N,)` class indices or `(N, K)` probabilities; likewise.
+        calls: How often the caller will ask in what `expected` counts.
+    """
+    if not _wanted(Kind.PRODUCTS, net, images, calls) or _in_fp32():
+        return False
+    data = [images.detach(), labels.detach(), *(w.detach() for w in weights)]
+    return has_kernel(Kind.PRODUCTS, Kind.PRODUCTS.rounded(strict=False), net, data, weights)
 
 
 def _computed(

@@ -23,7 +23,7 @@ from dcf.compiled._rules import Kind
 from dcf.data.cache import cache_dir
 from dcf.networks.base import NetworkState
 
-__all__ = ["Kind", "kernel_for", "seconds_spent"]
+__all__ = ["Kind", "has_kernel", "kernel_for", "seconds_spent"]
 
 log = logging.getLogger(__name__)
 
@@ -50,22 +50,35 @@ def kernel_for(
         rounded: Which convolutions are in bf16.
         net: The network, which must know what it was made from.
         data: Images first, then labels, then cotangents, as `kind` needs them.
-        weights: In order of `net.params`; constants.
+        weights: In order of `net.params`; constants, but for the kind that is differentiable in them.
 
     Returns:
-        The results; constants, but for the kinds that are differentiable in images and labels.
+        The results; constants, but for the kinds that are differentiable.
     """
+    kernel, inputs = _found(kind, rounded, net, data, weights)
+    return None if kernel is None else list(kernel(*inputs))
+
+
+def has_kernel(
+    kind: Kind, rounded: Rounded, net: NetworkState, data: Sequence[Tensor], weights: Sequence[Tensor]
+) -> bool:
+    """Whether `kernel_for` of the same would compute; it is made now if there is none yet."""
+    return _found(kind, rounded, net, data, weights)[0] is not None
+
+
+def _found(
+    kind: Kind, rounded: Rounded, net: NetworkState, data: Sequence[Tensor], weights: Sequence[Tensor]
+) -> tuple[Kernel | None, list[Tensor]]:
+    inputs = [*data, *(weights if kind is Kind.RECORDED else (w.detach() for w in weights))]
     if net.origin is None or net.buffers:
-        return None
+        return None, inputs
     shapes = tuple((t.shape, t.dtype, kind.differentiable and t.requires_grad) for t in data)
     key = (kind, rounded, net.origin, net.module.training, shapes)
-    inputs = [*data, *(w.detach() for w in weights)]
     if key not in _MADE:
         began = time.perf_counter()
         _MADE[key] = _make(kind, rounded, net, len(data), inputs)
         _SECONDS[key] = time.perf_counter() - began
-    kernel = _MADE[key]
-    return None if kernel is None else list(kernel(*inputs))
+    return _MADE[key], inputs
 
 
 def seconds_spent() -> float:
@@ -243,6 +256,7 @@ _FUNCTIONS: Final[dict[Kind, Callable[[NetworkState, int], Any]]] = {
     Kind.FEATURES: _features,
     Kind.GRADIENT: _gradient,
     Kind.MATCHED: _matched,
+    Kind.RECORDED: _matched,
     Kind.STEP: _gradient,
     Kind.PRODUCTS: _products,
 }

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dcf.compiled._lower import Rounded
 from dcf.networks.base import NetworkState
 
-__all__ = ["Kind", "Processor", "multiplications", "processor", "worthwhile"]
+__all__ = ["Kind", "Processor", "activations", "multiplications", "processor", "worthwhile"]
 
 
 #: In which precision kernels compute on a processor, if it has any that are faster there.
@@ -37,6 +37,7 @@ class Kind(Enum):
     FEATURES = ("differentiable embeddings", 3, 1.2e12, "derivatives")
     GRADIENT = ("gradient", 3, 1.6e12, "all")
     MATCHED = ("differentiable gradient", 9, 2.4e12, "derivatives")
+    RECORDED = ("gradient that is differentiable in weights, too", 9, 2.4e12, "derivatives")
     STEP = ("gradient of a step", 3, 1.6e12, "derivatives")
     PRODUCTS = ("products", 9, 2.4e12, "derivatives")
 
@@ -58,7 +59,7 @@ class Kind(Enum):
     @property
     def differentiable(self) -> bool:
         """Whether its results can be differentiated, in the images and labels."""
-        return self in (Kind.FEATURES, Kind.MATCHED)
+        return self in (Kind.FEATURES, Kind.MATCHED, Kind.RECORDED)
 
 
 @functools.cache
@@ -91,19 +92,28 @@ def worthwhile(kind: Kind, net: NetworkState, images: Tensor, calls: int, strict
 
 def multiplications(net: NetworkState, shape: tuple[int, ...]) -> int:
     """Multiplications of the convolutions and linear layers for one image of `shape`, counted once for a network."""
-    known = net.module.__dict__.setdefault("_multiplications", {})
+    return _counted(net, shape)[0]
+
+
+def activations(net: NetworkState, shape: tuple[int, ...]) -> int:
+    """Values that the convolutions and linear layers yield for one image of `shape`, counted once for a network."""
+    return _counted(net, shape)[1]
+
+
+def _counted(net: NetworkState, shape: tuple[int, ...]) -> tuple[int, int]:
+    known: dict[tuple[int, ...], tuple[int, int]] = net.module.__dict__.setdefault("_counted", {})
     if shape not in known:
         known[shape] = _count(net, shape)
-    return int(known[shape])
+    return known[shape]
 
 
-def _count(net: NetworkState, shape: tuple[int, ...]) -> int:
-    total = 0
+def _count(net: NetworkState, shape: tuple[int, ...]) -> tuple[int, int]:
+    products = values = 0
 
     def add(module: Any, inputs: Any, output: Tensor) -> None:
-        nonlocal total
-        weight = module.weight
-        total += output.numel() * weight[0].numel() // 2
+        nonlocal products, values
+        products += output.numel() * module.weight[0].numel() // _PROBES
+        values += output.numel() // _PROBES
 
     layers = [m for m in net.module.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Linear))]
     handles = [layer.register_forward_hook(add) for layer in layers]
@@ -118,7 +128,7 @@ def _count(net: NetworkState, shape: tuple[int, ...]) -> int:
             handle.remove()
         for name, buffer in kept.items():
             net.buffers[name].copy_(buffer)
-    return total
+    return products, values
 
 
 #: Batch norms refuse a single image.

@@ -61,7 +61,7 @@ def unroll(
             one step only. Only "full" and "checkpoint" can be differentiated twice.
         keep: For "adjoint" and "tesla": keep the weights of every k-th step and recompute those between; "cpu" keeps
             all of them in main memory.
-        kernel: A quicker way to the derivatives of the same loss, for "adjoint" and "tesla"; `train_on` gives one
+        kernel: A quicker way to the derivatives of the same loss, for all but "checkpoint"; `train_on` gives one
             where there is one.
 
     Returns:
@@ -77,7 +77,7 @@ def unroll(
     _check(start, lrs, momentum, mode, keep)
     weights = list(start.values())
     loss = repeatable(loss) if mode == "checkpoint" else loss
-    rule = Rule(loss, tuple(start), momentum, None if mode in ("full", "checkpoint") else kernel)
+    rule = Rule(loss, tuple(start), momentum, None if mode == "checkpoint" else kernel)
     lrs = lrs.to(weights[0].device)
     if not torch.is_grad_enabled():
         *_, (final, _) = walk(rule, weights, None, list(enumerate(lrs.unbind())))

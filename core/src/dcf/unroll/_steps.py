@@ -28,6 +28,9 @@ class StepKernel(Protocol):
     def gradient(self, weights: Sequence[Tensor], s: int) -> list[Tensor] | None:
         """Gradient of the loss of step s, constants."""
 
+    def recorded(self, weights: Sequence[Tensor], s: int) -> list[Tensor] | None:
+        """The same, differentiable in weights and inputs."""
+
     def products(
         self, weights: Sequence[Tensor], s: int, cotangent: Sequence[Tensor], inputs: Sequence[Tensor]
     ) -> StepProducts | None:
@@ -52,8 +55,8 @@ class Rule:
 
     def gradient(self, weights: Sequence[Tensor], s: int, create_graph: bool = False) -> list[Tensor]:
         """Of the loss of step s at weights that require gradients; zero where the loss does not depend on one."""
-        if self.kernel is not None and not create_graph:
-            found = self.kernel.gradient(weights, s)
+        if self.kernel is not None:
+            found = self.kernel.recorded(weights, s) if create_graph else self.kernel.gradient(weights, s)
             if found is not None:
                 return found
         value = self.loss(dict(zip(self.names, weights, strict=True)), s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
@@ -12,13 +12,15 @@ from torch import Tensor
 from dcf import compiled
 from dcf.networks.base import NetworkState
 from dcf.training import cross_entropy
-from dcf.types import Batch
+from dcf.types import Batch, UnrollChoice, UnrollMode
 from dcf.unroll._steps import StepProducts
 
-if TYPE_CHECKING:
-    from dcf.unroll import Mode
-
 __all__ = ["train_on"]
+
+#: Bytes of the graph of all steps up to which it is kept where nothing is won by computing each step twice.
+_KEPT: Final = 1 << 30
+#: Bytes that a graph keeps for each value that a convolution yields: of the layers after it, and for two derivatives.
+_BYTES_A_VALUE: Final = 20
 
 
 def train_on(
@@ -29,7 +31,7 @@ def train_on(
     lrs: Tensor,
     *,
     momentum: float = 0.0,
-    mode: Mode = "adjoint",
+    mode: UnrollChoice = "adjoint",
     keep: int | Literal["cpu"] = 1,
     augment: Callable[[Batch, int], Batch] | None = None,
 ) -> dict[str, Tensor]:
@@ -44,7 +46,8 @@ def train_on(
         steps: T times `(B,)` positions in `data`.
         lrs: `(T,)` step sizes.
         momentum: As in `unroll`.
-        mode: Likewise.
+        mode: Likewise; "auto": "full" where the graph of all steps is counted to take 1 GB at most and kernels in bf16
+            do not make up for computing each step twice, else "adjoint".
         keep: Likewise.
         augment: From a batch and the number of its step to the augmented batch. Its draws must be fixed beforehand,
             since a step is computed more than once.
@@ -63,8 +66,19 @@ def train_on(
 
     net = getattr(logits, "net", None)
     kernel = None if net is None else _NetworkSteps(net, batch_of, len(steps))
+    if mode == "auto":
+        mode = "adjoint" if net is None else _quickest(net, list(start.values()), data, steps)
     learned = [tensor for tensor in (x, y) if tensor.requires_grad]
     return unroll(loss, start, lrs, learned, momentum=momentum, mode=mode, keep=keep, kernel=kernel)
+
+
+def _quickest(net: NetworkState, weights: Sequence[Tensor], data: Batch, steps: Sequence[Tensor]) -> UnrollMode:
+    images = sum(len(step) for step in steps)
+    shape = tuple(int(n) for n in data.x.shape[1:])
+    if images * compiled.activations(net, shape) * _BYTES_A_VALUE > _KEPT:
+        return "adjoint"
+    x, y = (t.detach()[steps[0]] for t in data)
+    return "adjoint" if compiled.products_are_rounded(net, weights, x, y, len(steps)) else "full"
 
 
 @dataclass(frozen=True)
@@ -86,6 +100,11 @@ class _NetworkSteps:
         with torch.no_grad():
             batch = self.batch(s)
         return compiled.weight_gradients(self.net, weights, batch.x, batch.y, self.count)
+
+    def recorded(self, weights: Sequence[Tensor], s: int) -> list[Tensor] | None:
+        """See `dcf.unroll.StepKernel`."""
+        batch = self.batch(s)
+        return compiled.recorded_gradients(self.net, weights, batch.x, batch.y, self.count)
 
     def products(
         self, weights: Sequence[Tensor], s: int, cotangent: Sequence[Tensor], inputs: Sequence[Tensor]

@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, model_validator
 
 import dcf
-from dcf.types import KeptSteps, UnrollMode
+from dcf.types import KeptSteps, UnrollChoice
 
 __all__ = ["FEW", "MTTConfig", "Training", "experts_of"]
 
@@ -71,10 +71,11 @@ class MTTConfig(dcf.Config):
     decay_expert: float = Field(0.0, ge=0, description="weight decay of the experts")
     batch_expert: int = Field(256, ge=1, description="images a step of the experts")
     seed_expert: int = Field(0, ge=0, le=2**63 - 1, description="seed of the experts; independent of the run's")
-    unroll: UnrollMode = Field(
-        "adjoint",
+    unroll: UnrollChoice = Field(
+        "auto",
         description="how the student's training is differentiated: adjoint and checkpoint are exact and small, "
-        "full is exact and large, tesla leaves out how a step changes the later ones",
+        "full is exact and large, tesla leaves out how a step changes the later ones; auto: full where that takes "
+        "1 GB at most and is faster, else adjoint",
     )
     keep: KeptSteps = Field(
         1, description="adjoint and tesla keep the weights of every keep-th step; cpu: all, in main memory"
