@@ -49,6 +49,7 @@ def anywhere(monkeypatch):
     monkeypatch.setattr(compiled, "processor", lambda: "bf16")
     monkeypatch.setattr(compiled, "worthwhile", lambda *_: True)
     monkeypatch.setattr(_kernels, "_MADE", {})
+    monkeypatch.setattr(_kernels, "_TOLD", set())
     monkeypatch.setattr(_blocks, "available", lambda channels: False)
 
 
@@ -172,8 +173,9 @@ def test_a_compiler_that_fails_is_told_once_and_the_run_goes_on(anywhere, monkey
 
     monkeypatch.setattr(torch, "compile", broken)
     with compiled.allowed("default", CPU), caplog.at_level(logging.WARNING):
-        for _ in range(3):
-            assert compiled.loss_gradients(net_of(), images(4), torch.zeros(4, dtype=torch.long)) is None
+        for n in (4, 4, 5):
+            assert compiled.loss_gradients(net_of(), images(n), torch.zeros(n, dtype=torch.long)) is None
+    assert len(_kernels._MADE) == 2, "two kernels could not be made"
     assert [r.message for r in caplog.records] == [
         "no compiled kernels: RuntimeError: no compiler here; computing the plain way"
     ]

@@ -32,6 +32,8 @@ Kernel = Callable[..., tuple[Tensor, ...]]
 
 #: Kernels by what they are for; None where one could not be made, which is not tried again.
 _MADE: dict[Hashable, Kernel | None] = {}
+#: Why some could not be made, said once each: where there is no compiler, that is so for all.
+_TOLD: set[str] = set()
 #: Seconds that making each of them took.
 _SECONDS: dict[Hashable, float] = {}
 #: What a kernel may differ by from the plain way, relative to the norm of all results together. bf16 costs some
@@ -99,7 +101,9 @@ def _make(kind: Kind, rounded: Rounded, net: NetworkState, data: int, inputs: li
             found, wanted = results(kernel, inputs), results(plain, inputs)
     except Exception as problem:  # compilers fail in many ways, and a run can do without
         reason = (str(problem).strip().splitlines() or [""])[0][:120]
-        log.warning("no compiled kernels: %s: %s; computing the plain way", type(problem).__name__, reason)
+        text = f"no compiled kernels: {type(problem).__name__}: {reason}; computing the plain way"
+        log.log(logging.DEBUG if text in _TOLD else logging.WARNING, "%s", text)
+        _TOLD.add(text)
         return None
     off = _difference(found, wanted)
     if not off <= _DIFFERENCE[rounded]:
