@@ -166,6 +166,12 @@ def test_only_instance_norm_relu_and_pooling_in_a_row_are_fused(named, change, f
     assert torch.allclose(found, three(**given), atol=1e-6)
 
 
+def test_maps_of_odd_sides_are_never_given_to_the_operation(named):
+    with Lowered("none"), pytest.raises(RuntimeError, match="shape"):
+        three(drawn(2, 4, 5, 8), 4, torch.ones(4), torch.ones(4))
+    assert named == []
+
+
 def test_an_operation_that_is_not_to_be_had_is_not_used(named, monkeypatch):
     monkeypatch.setattr(_blocks, "available", lambda channels: False)
     with Lowered("none"):

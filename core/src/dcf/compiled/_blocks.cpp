@@ -65,7 +65,7 @@ OF_ROWS add_squares(const X* __restrict x, const float* __restrict mean, float* 
 
 template <class X, class O>
 OF_ROWS pool(const X* __restrict top, const X* __restrict bottom, const float* __restrict scale,
-                 const float* __restrict shift, O* __restrict out) {
+             const float* __restrict shift, O* __restrict out) {
     ROW {
         float sum = 0;
         const float four[4] = {get(top[c]), get(top[C + c]), get(bottom[c]), get(bottom[C + c])};
@@ -121,7 +121,7 @@ struct Row {
 
 template <class X, class G>
 OF_ROWS add_gradient(const X* __restrict x, const G* __restrict g, const float* __restrict scale,
-                         const float* __restrict shift, float* __restrict with_x, float* __restrict alone) {
+                     const float* __restrict shift, float* __restrict with_x, float* __restrict alone) {
     ROW {
         float v = get(x[c]);
         float u = get(g[c]) * open(v, scale[c], shift[c]);
@@ -132,8 +132,8 @@ OF_ROWS add_gradient(const X* __restrict x, const G* __restrict g, const float* 
 
 template <class X, class G, class O>
 OF_ROWS put_gradient(const X* __restrict x, const G* __restrict g, const float* __restrict scale,
-                         const float* __restrict shift, const float* __restrict slope, const float* __restrict offset,
-                         O* __restrict out) {
+                     const float* __restrict shift, const float* __restrict slope, const float* __restrict offset,
+                     O* __restrict out) {
     ROW {
         float v = get(x[c]);
         float u = get(g[c]) * open(v, scale[c], shift[c]) * 0.25f;
@@ -178,7 +178,7 @@ struct Sums {
 
 template <class A, class X, class G>
 OF_ROWS add_twice(const A* __restrict a, const X* __restrict x, const G* __restrict g, const Row& row,
-                      Sums& __restrict sums) {
+                  Sums& __restrict sums) {
     ROW {
         float v = get(x[c]), t = get(a[c]);
         float u = get(g[c]) * open(v, row.scale[c], row.shift[c]) * 0.25f;
@@ -198,7 +198,7 @@ struct Factors {
 
 template <class A, class X, class G>
 OF_ROWS put_twice(const A* __restrict a, const X* __restrict x, const G* __restrict g, const Row& row,
-                      const Factors& __restrict f, float* __restrict dx, float* __restrict dg) {
+                  const Factors& __restrict f, float* __restrict dx, float* __restrict dg) {
     ROW {
         float v = get(x[c]), t = get(a[c]);
         float mask = open(v, row.scale[c], row.shift[c]) * 0.25f;

@@ -73,7 +73,8 @@ class Lowered(TorchFunctionMode):
     def _pool(self, x: Tensor) -> Tensor:
         # Norm and ReLU were computed already, while tracing; nothing depends on them then, and they are dropped.
         known = self._rectified.get(id(x))
-        if known is not None and _blocks.available(x.shape[1]):
+        even = x.shape[-2] % 2 == x.shape[-1] % 2 == 0
+        if known is not None and even and _blocks.available(x.shape[1]):
             return _blocks.norm_relu_pool(*known[1])
         return _mean_of_four(x)
 
