@@ -74,7 +74,7 @@ def advice_on_evaluation(config: RunConfig, batch: int, rows: tuple[str, ...], o
 def _of_unrolling(options: Config, on_gpu: bool) -> Iterator[str]:
     """Advice on how a matcher differentiates through training, where it has options for it."""
     now = getattr(options, "unroll", None)
-    if now in ("full", "checkpoint") and _takes(options, "unroll", "adjoint"):
+    if now in ("auto", "full", "checkpoint") and _takes(options, "unroll", "adjoint"):
         yield f"--set matcher.unroll=adjoint (now {now}): the same gradients, with the graph of one step at a time"
     keep = getattr(options, "keep", None)
     if keep is None or keep == "cpu":
