@@ -61,8 +61,8 @@ def unroll(
             one step only. Only "full" and "checkpoint" can be differentiated twice.
         keep: For "adjoint" and "tesla": keep the weights of every k-th step and recompute those between; "cpu" keeps
             all of them in main memory.
-        kernel: A quicker way to the derivatives of the same loss, for all but "checkpoint"; `train_on` gives one
-            where there is one.
+        kernel: A quicker way to the derivatives of the same loss, for all but "checkpoint"; "full" can be
+            differentiated once with it. `train_on` gives one where there is one.
 
     Returns:
         The weights by name, in the order of `start`; without a graph where gradients are switched off.

@@ -20,7 +20,7 @@ __all__ = ["train_on"]
 #: Bytes of the graph of all steps up to which it is kept where nothing is won by computing each step twice.
 _KEPT: Final = 1 << 30
 #: Bytes that a graph keeps for each value that a convolution yields: of the layers after it, and for two derivatives.
-_BYTES_A_VALUE: Final = 20
+_BYTES_A_VALUE: Final = 24
 
 
 def train_on(
@@ -47,7 +47,7 @@ def train_on(
         lrs: `(T,)` step sizes.
         momentum: As in `unroll`.
         mode: Likewise; "auto": "full" where the graph of all steps is counted to take 1 GB at most and kernels in bf16
-            do not make up for computing each step twice, else "adjoint".
+            do not make up for computing each step twice, else "adjoint"; to be differentiated once.
         keep: Likewise.
         augment: From a batch and the number of its step to the augmented batch. Its draws must be fixed beforehand,
             since a step is computed more than once.
@@ -66,8 +66,10 @@ def train_on(
 
     net = getattr(logits, "net", None)
     kernel = None if net is None else _NetworkSteps(net, batch_of, len(steps))
-    if mode == "auto":
-        mode = "adjoint" if net is None else _quickest(net, list(start.values()), data, steps)
+    if mode == "full":
+        kernel = None  # what is asked for by name can be differentiated twice, and kernels cannot
+    elif mode == "auto":
+        mode = "adjoint" if net is None or not steps else _quickest(net, list(start.values()), data, steps)
     learned = [tensor for tensor in (x, y) if tensor.requires_grad]
     return unroll(loss, start, lrs, learned, momentum=momentum, mode=mode, keep=keep, kernel=kernel)
 
