@@ -1,8 +1,9 @@
 """A GPU that is none: tensors that say they are on `cuda`, computed on the CPU, and a log of every wait for them.
 
 What reads a value back, sends one without `non_blocking`, or asks for a size that depends on values would hold up a GPU
-and is logged. Code that chooses by device chooses as on a GPU. It says nothing of time, does not refuse what a GPU
-refuses, such as operands on several devices, and kernels that differ on a GPU do not differ here.
+and is logged. Code that chooses by device chooses as on a GPU. CUDA graphs are captured and replayed as there: what
+runs again are the operations, on the tensors that they had, and no Python. It says nothing of time, does not refuse
+what a GPU refuses, such as operands on several devices, and kernels that differ on a GPU do not differ here.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import traceback
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final, Self
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -55,12 +57,64 @@ class Far(Tensor):
         return Card.here.compute(func, args, kwargs or {})
 
 
+class Graph:
+    """A CUDA graph: operations with the very tensors that they had when they were captured."""
+
+    def __init__(self) -> None:
+        self.recorded: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+
+    def replay(self) -> None:
+        """Run them again; what they yield goes where it went before."""
+        if Card.here is not None and Card.here.watching:
+            Card.here.launches += 1
+        for func, args, kwargs, out in self.recorded:
+            again = func(*tree_map(near, args), **tree_map(near, kwargs))
+            if func._schema.is_mutable:
+                continue
+            for old, new in zip(tree_leaves(tree_map(near, out)), tree_leaves(again), strict=True):
+                if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+class _Stream:
+    """Streams are in order here."""
+
+    def __init__(self, device: Any = None) -> None: ...
+
+    def wait_stream(self, other: _Stream) -> None:
+        """Nothing to wait for."""
+
+
+@contextmanager
+def _captured(
+    graph: Graph, pool: object = None, stream: object = None, capture_error_mode: str = "global"
+) -> Iterator[None]:
+    """`torch.cuda.graph`: nothing is computed for good, and waiting is an error."""
+    assert Card.here is not None
+    assert Card.here.capturing is None
+    Card.here.capturing = graph
+    try:
+        yield
+    finally:
+        Card.here.capturing = None
+
+
+#: What there is of `torch.cuda`.
+_CUDA: Final[dict[str, Any]] = {
+    "CUDAGraph": Graph, "Stream": _Stream, "graph": _captured, "graph_pool_handle": lambda: (0, 1),
+    "current_stream": lambda device=None: _Stream(), "stream": nullcontext, "device": nullcontext,
+    "get_device_capability": lambda device=None: (9, 0),
+}  # fmt: skip
+
+
 class Card(TorchFunctionMode):
     """The stand-in; within it, `cuda` is a device.
 
     Attributes:
         waits: What held it up, by what it was and where in the code, while `watching`.
-        operations: Operations that were computed on it, by name.
+        operations: Operations that were launched on it one by one, by name, while `watching`.
+        launches: CUDA graphs that were launched meanwhile.
+        capturing: The graph that operations are captured in.
     """
 
     here: Card | None = None
@@ -69,24 +123,47 @@ class Card(TorchFunctionMode):
         super().__init__()
         self.waits: Counter[str] = Counter()
         self.operations: Counter[str] = Counter()
+        self.launches = 0
+        self.capturing: Graph | None = None
         self.watching = False
+        self._patched = [
+            patch.multiple(torch.cuda, **_CUDA),
+            patch.object(torch.autograd, "_engine_run_backward", self._back(torch.autograd._engine_run_backward)),
+        ]
 
     def __enter__(self) -> Self:
         """Begin."""
         Card.here = self
+        for one in self._patched:
+            one.start()
         super().__enter__()
         return self
 
     def __exit__(self, *problem: object) -> None:
         """End."""
         super().__exit__(*problem)
+        for one in self._patched:
+            one.stop()
         Card.here = None
+
+    def _back(self, run: Any) -> Any:
+        """Autograd itself is called with no mode about; what it calls shall have this one."""
+
+        def run_in_mode(*args: Any, **kwargs: Any) -> Any:
+            TorchFunctionMode.__enter__(self)
+            try:
+                return run(*args, **kwargs)
+            finally:
+                TorchFunctionMode.__exit__(self, None, None, None)
+
+        return run_in_mode
 
     @contextmanager
     def watched(self) -> Iterator[Card]:
         """Log from here to the end of the context."""
         self.waits.clear()
         self.operations.clear()
+        self.launches = 0
         self.watching = True
         try:
             yield self
@@ -151,8 +228,12 @@ class Card(TorchFunctionMode):
             self.operations[name] += 1
         out = func(*tree_map(near, args), **tree_map(near, kwargs))
         if func._schema.is_mutable:
-            return args[0] if isinstance(out, Tensor) else out
-        return tree_map_only(Tensor, Far, out)
+            found = args[0] if isinstance(out, Tensor) else out
+        else:
+            found = tree_map_only(Tensor, Far, out)
+        if self.capturing is not None:
+            self.capturing.recorded.append((func, args, kwargs, found))
+        return found
 
     def _check(self, name: str, args: tuple[Any, ...], leaves: list[Tensor]) -> None:
         masks = [t for t in leaves[1:] if t.dtype == torch.bool] if name in ("index", "index_put_", "index_put") else []
@@ -167,6 +248,8 @@ class Card(TorchFunctionMode):
             self._wait(f"{name} by numbers of the host")
 
     def _wait(self, what: str) -> None:
+        if self.capturing is not None:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {what}")
         if self.watching:
             self.waits[f"{what} at {_caller()}"] += 1
 

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 import dcf
 from dcf import compiled
 from dcf.compiled import _blocks, _kernels, _rules
-from dcf.compiled._lower import Lowered
+from dcf.compiled._lower import Lowered, RoundedMaps
 from dcf.compiled._rules import Kind, multiplications, worthwhile
 from dcf.data.real import Split
 from dcf.matching import class_embedding_means, class_gradients, gradient_distance
@@ -46,7 +47,7 @@ def images(n, *stream):
 @pytest.fixture
 def anywhere(monkeypatch):
     """A processor that suits, and kernels that pay however little there is to do; norms are left to the compiler."""
-    monkeypatch.setattr(compiled, "processor", lambda: "bf16")
+    monkeypatch.setattr(compiled, "arithmetic", lambda device: "bf16")
     monkeypatch.setattr(compiled, "worthwhile", lambda *_: True)
     monkeypatch.setattr(_kernels, "_MADE", {})
     monkeypatch.setattr(_kernels, "_TOLD", set())
@@ -81,17 +82,17 @@ def test_without_permission_there_is_none(anywhere):
     assert compiled.loss_gradients(net, x, torch.zeros(4, dtype=torch.long)) is None
 
 
-def test_gpus_and_other_processors_have_none(monkeypatch, uncompiled):
+def test_other_devices_and_processors_have_none(monkeypatch, uncompiled):
     y = torch.zeros(4, dtype=torch.long)
     with compiled.allowed("default", torch.device("cuda")):
         assert compiled.loss_gradients(net_of(), images(4), y) is None
-    monkeypatch.setattr(compiled, "processor", lambda: "other")
+    monkeypatch.setattr(compiled, "arithmetic", lambda device: "other")
     with compiled.allowed("default", CPU):
         assert compiled.loss_gradients(net_of(), images(4), y) is None
 
 
 def test_a_processor_without_wide_registers_is_told_once_and_only_where_it_matters(monkeypatch, uncompiled, caplog):
-    monkeypatch.setattr(compiled, "processor", lambda: "other")
+    monkeypatch.setattr(compiled, "arithmetic", lambda device: "other")
     compiled._tell_of_processor.cache_clear()
     y = torch.zeros(4, dtype=torch.long)
     with compiled.allowed("default", CPU), caplog.at_level(logging.INFO):
@@ -223,7 +224,7 @@ def test_processors_are_told_apart(flags, has, monkeypatch):
 
 def test_without_products_of_bf16_kernels_are_in_fp32_and_that_is_said_once(anywhere, monkeypatch, caplog):
     made = []
-    monkeypatch.setattr(compiled, "processor", lambda: "fp32")
+    monkeypatch.setattr(compiled, "arithmetic", lambda device: "fp32")
     monkeypatch.setattr(compiled, "kernel_for", lambda kind, rounded, *_: made.append(rounded))
     asked = []
     monkeypatch.setattr(compiled, "worthwhile", lambda *given: asked.append(given[-1]) or True)
@@ -286,6 +287,27 @@ def test_pooling_is_the_mean_of_four():
     with Lowered():
         found = Pool("avg")(x)
     assert torch.allclose(found, F.avg_pool2d(x, 2), atol=1e-12)
+
+
+def test_maps_between_convolutions_are_rounded_for_a_gpu_and_nothing_else():
+    net, seen = net_of(), []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            found = func(*args, **(kwargs or {}))
+            if func.__name__ in ("conv2d", "group_norm", "relu", "linear"):
+                seen.append((func.__name__, args[0].dtype, found.dtype))
+            return found
+
+    # The inner one sees what the outer one makes of it.
+    with Watch(), RoundedMaps():
+        found = net(images(4))
+    low, wide = torch.bfloat16, torch.float32
+    assert set(seen) == {
+        ("conv2d", low, low), ("group_norm", low, low), ("relu", low, low), ("linear", wide, wide),
+    }  # fmt: skip
+    assert found.dtype == wide
+    assert close([found], [net(images(4))], 0.02)
 
 
 def test_only_convolutions_are_rounded():
@@ -374,7 +396,7 @@ def test_images_are_differentiated_through_a_forward_pass_that_is_not_rounded(un
         return float((found - wanted).norm() / wanted.norm())
 
     careful = error()
-    monkeypatch.setattr(Kind, "rounded", lambda kind, strict: "all")
+    monkeypatch.setattr(Kind, "rounded", lambda kind, strict, device: "all")
     assert 1e-5 < careful < 0.01, "derivatives of convolutions are rounded"
     assert error() > 3 * careful
 

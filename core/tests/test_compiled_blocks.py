@@ -8,7 +8,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from dcf import compiled
-from dcf.compiled import _blocks, _folding, _kernels, _lower
+from dcf.compiled import _blocks, _folding, _functions, _kernels, _lower
 from dcf.compiled._lower import Lowered
 from dcf.compiled._rules import Kind
 from dcf.networks.convnet import ConvNetFactory
@@ -103,7 +103,7 @@ def test_results_do_not_depend_on_the_number_of_threads(library):
 @pytest.mark.parametrize("precision", ["default", "strict"])
 @pytest.mark.parametrize("differentiable", [False, True])
 def test_kernels_with_fused_norms_compute_what_others_do(library, precision, differentiable, monkeypatch):
-    monkeypatch.setattr(compiled, "processor", lambda: "bf16")
+    monkeypatch.setattr(compiled, "arithmetic", lambda device: "bf16")
     monkeypatch.setattr(compiled, "worthwhile", lambda *_: True)
     net = ConvNetFactory(ConvNetConfig(width=16, depth=2)).create(SPEC, 0, "net")
     x, y = drawn(6, *SPEC.shape), torch.arange(6) % 3
@@ -198,7 +198,7 @@ def faked(monkeypatch):
 def traced(rounded, monkeypatch, norm="instance", kind=Kind.GRADIENT):
     faked(monkeypatch)
     net = ConvNetFactory(ConvNetConfig(width=8, depth=2, norm=norm)).create(SPEC, 0, "net")
-    plain = _kernels._FUNCTIONS[kind](net, 2)
+    plain = _functions.FUNCTIONS[kind](net, 2)
 
     def lowered(*given):
         with Lowered(rounded):

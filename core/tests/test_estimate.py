@@ -470,7 +470,7 @@ def work(monkeypatch):
         most[name] = max(most.get(name, 0), len(images) * calls)
         return False
 
-    monkeypatch.setattr(compiled, "processor", lambda: "bf16")
+    monkeypatch.setattr(compiled, "arithmetic", lambda device: "bf16")
     monkeypatch.setattr(compiled, "worthwhile", note)
     return most
 
@@ -502,7 +502,7 @@ def test_strict_precision_is_as_in_the_run(work):
 
 
 def test_the_clock_stands_still_while_kernels_are_made(monkeypatch):
-    monkeypatch.setattr(compiled, "processor", lambda: "bf16")
+    monkeypatch.setattr(compiled, "arithmetic", lambda device: "bf16")
     monkeypatch.setattr(compiled, "worthwhile", lambda *_: True)
     monkeypatch.setattr(_kernels, "_MADE", {})
     monkeypatch.setattr(_kernels, "_SECONDS", {})

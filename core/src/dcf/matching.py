@@ -23,6 +23,7 @@ from dcf.types import Metric
 __all__ = [
     "Metric",
     "Strategy",
+    "batch_gradients",
     "batch_norm_statistics",
     "choose_strategy",
     "class_embedding_means",
@@ -74,25 +75,42 @@ def choose_strategy(images: Tensor) -> Strategy:
 
 
 def _looped(net: NetworkState, images: Tensor, labels: Tensor, create_graph: bool) -> list[Tensor]:
-    weights = net.parameters()
-    each = []
-    for x, y in zip(images, labels, strict=True):
-        found = _in_kernel(net, x, y, create_graph, calls=len(images))
-        if found is None:
-            loss = cross_entropy(net(x), y)
-            found = list(torch.autograd.grad(loss, weights, create_graph=create_graph, materialize_grads=True))
-        each.append(found)
+    pairs = zip(images, labels, strict=True)
+    each = [batch_gradients(net, x, y, create_graph, calls=len(images)) for x, y in pairs]
     return [torch.stack(parts) for parts in zip(*each, strict=True)]
 
 
-def _in_kernel(net: NetworkState, x: Tensor, y: Tensor, create_graph: bool, calls: int) -> list[Tensor] | None:
+def batch_gradients(
+    net: NetworkState, images: Tensor, labels: Tensor, create_graph: bool = False, calls: int = 1
+) -> list[Tensor]:
+    """The gradient of a batch's mean cross-entropy with respect to the weights.
+
+    Args:
+        net: The network at its present weights.
+        images: `(N, C, H, W)`.
+        labels: `(N,)` class indices, or `(N, K)` probabilities.
+        create_graph: As in `class_gradients`.
+        calls: How often the caller asks for such a batch in an iteration.
+
+    Returns:
+        One tensor for each weight, in order of `net.params`; the cross-entropy is averaged over N.
+    """
     if create_graph:
-        return compiled.matched_gradients(net, x, y, calls)
-    kernel = compiled.loss_gradients(net, x, y, calls)
-    return None if kernel is None else kernel.gradients
+        found = compiled.matched_gradients(net, images, labels, calls)
+    else:
+        kernel = compiled.loss_gradients(net, images, labels, calls)
+        found = None if kernel is None else kernel.gradients
+    if found is not None:
+        return found
+    loss = cross_entropy(net(images), labels)
+    return list(torch.autograd.grad(loss, net.parameters(), create_graph=create_graph, materialize_grads=True))
 
 
 def _vmapped(net: NetworkState, images: Tensor, labels: Tensor, create_graph: bool) -> list[Tensor]:
+    kernel = compiled.class_gradients(net, images, labels, create_graph)
+    if kernel is not None:
+        return kernel
+
     def loss(params: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return cross_entropy(net(x, params), y)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
+from dcf import compiled
 from dcf.compiled import multiplications
 from dcf.networks.base import NetworkState
 from dcf.schedule import Schedule
@@ -94,9 +95,7 @@ def train_together(
         parts = list(zip(*(torch.split(learner.order(epoch), batch) for learner in learners), strict=True))
         for number, indices in enumerate(parts):
             data = _joined(learners, indices, steps)
-            logits = _logits(net, weights, data.x)
-            losses = vmap(cross_entropy)(logits, data.y)
-            losses.sum().backward(inputs=leaves)  # type: ignore[no-untyped-call]
+            logits, losses = _gradients(net, weights, data, schedule.epochs)
             if tally and epoch == schedule.epochs - 1:
                 counted.add(logits, data.y, losses)
             mover.param_groups[0]["lr"] = schedule.lr(epoch, (epoch + number / len(parts)) / schedule.epochs)
@@ -115,9 +114,10 @@ def accuracies_together(states: Sequence[NetworkState], split: Split, batch: int
     modes = [(module, module.training) for module in net.module.modules()]
     net.eval()
     totals: Tensor | None = None
+    size, calls = min(batch, len(split)), -(-len(split) // batch)
     for images in split.batches(batch):
         x, y = images.x.to(device), images.y.to(device)
-        logits: Tensor = vmap(lambda own: net(x, own))(weights)  # noqa: B023 - called at once
+        logits = _logits_of_all(net, weights, x, size, calls)
         if totals is None:
             totals = torch.zeros(len(states) + 1, logits.shape[-1], dtype=torch.long, device=device)
         hits = (logits.argmax(dim=2) == y).long()
@@ -139,6 +139,29 @@ def _given_back(weights: dict[str, Tensor], learners: Sequence[Learner]) -> None
         for name, values in weights.items():
             for learner, value in zip(learners, values.detach(), strict=True):
                 learner.state.params[name].copy_(value)
+
+
+def _gradients(net: NetworkState, weights: dict[str, Tensor], data: Batch, calls: int) -> tuple[Tensor, Tensor]:
+    """Logits and losses of a batch of each network; the gradients become the `.grad` of the weights."""
+    leaves = list(weights.values())
+    kernel = compiled.stacked_gradients(net, leaves, data.x, data.y, calls)
+    if kernel is not None:
+        for weight, gradient in zip(leaves, kernel.gradients, strict=True):
+            weight.grad = gradient
+        return kernel.logits, kernel.loss
+    logits = _logits(net, weights, data.x)
+    losses: Tensor = vmap(cross_entropy)(logits, data.y)
+    losses.sum().backward(inputs=leaves)  # type: ignore[no-untyped-call]
+    return logits, losses
+
+
+def _logits_of_all(net: NetworkState, weights: dict[str, Tensor], x: Tensor, size: int, calls: int) -> Tensor:
+    """`(networks, n, K)` of the same images `(n, C, H, W)`."""
+    kernel = compiled.stacked_logits(net, list(weights.values()), x, size, calls)
+    if kernel is not None:
+        return kernel
+    found: Tensor = vmap(lambda own: net(x, own))(weights)
+    return found
 
 
 def _logits(net: NetworkState, weights: dict[str, Tensor], x: Tensor) -> Tensor:

@@ -284,7 +284,8 @@ def optimizer_for(
         return wanted
     if wanted == "adam":
         return torch.optim.Adam(params, lr=0.0, betas=(momentum, 0.999), weight_decay=weight_decay)
-    return torch.optim.SGD(params, lr=0.0, momentum=momentum, weight_decay=weight_decay)
+    at_once = params[0].is_cuda or None  # a launch for all weights; torch decides on a CPU
+    return torch.optim.SGD(params, lr=0.0, momentum=momentum, weight_decay=weight_decay, foreach=at_once)
 
 
 def sgd_epochs(

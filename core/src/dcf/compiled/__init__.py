@@ -1,15 +1,18 @@
-"""Compiled kernels: the parts of a run that take the time, made ahead for a network and a size of batch.
+"""Kernels: the parts of a run that take the time, made ahead for a network and a size of batch.
 
-A kernel computes convolutions in bf16 where the processor multiplies bf16 (AMX, AVX512_BF16), everything else in fp32,
-and fuses what lies between them. Where synthetic images are differentiated, the convolutions of the forward pass
-are in fp32, too; with `--precision strict`, and on processors without bf16, everything is. Kernels are for
-gradients and embeddings of real and synthetic images, for training and testing, and for steps of unrolled training.
-Every function here returns None where no kernel is to be had, and the caller computes the plain way:
+On a CPU a kernel is compiled: it computes convolutions in bf16 where the processor multiplies bf16 (AMX, AVX512_BF16),
+everything else in fp32, and fuses what lies between them. Where synthetic images are differentiated, the convolutions
+of the forward pass are in fp32, too; with `--precision strict`, and on processors without bf16, everything is. On a GPU
+it is a CUDA graph: all its operations are launched as one. Convolutions and the maps between them are in bf16 there,
+but for those that synthetic images are differentiated through.
 
-* on a GPU, or on a processor without AVX2;
-* where compiling takes longer than it saves: that is decided by counting operations, never by the clock, so that a run
-  that is resumed decides the same;
-* for networks that have state, draw random numbers, or do not compile; this is said once.
+Kernels are for gradients and embeddings of real and synthetic images, for training and testing, and for steps of
+unrolled training. Every function here returns None where no kernel is to be had, and the caller computes the plain way:
+
+* on a processor without AVX2;
+* where making one takes longer than it saves: that is decided by counting operations, on a GPU calls, never by the
+  clock, so that a run that is resumed decides the same;
+* for networks that have state, draw random numbers, or cannot be compiled or captured; this is said once.
 """
 
 from __future__ import annotations
@@ -25,8 +28,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from dcf.compiled._kernels import Kind, has_kernel, kernel_for, seconds_spent
-from dcf.compiled._rules import activations, multiplications, processor, worthwhile
+from dcf.compiled._kernels import Kind, forget_captured, has_kernel, kernel_for, seconds_spent
+from dcf.compiled._rules import activations, arithmetic, multiplications, worthwhile
 from dcf.networks.base import NetworkState
 
 __all__ = [
@@ -35,6 +38,7 @@ __all__ = [
     "Usage",
     "activations",
     "allowed",
+    "class_gradients",
     "classify",
     "embed",
     "expected",
@@ -43,15 +47,18 @@ __all__ = [
     "matched_gradients",
     "multiplications",
     "noticed",
-    "products_are_rounded",
+    "recomputing_pays",
     "recorded_gradients",
     "seconds_spent",
+    "stacked_gradients",
+    "stacked_logits",
     "weight_gradients",
 ]
 
 log = logging.getLogger(__name__)
 
-_ALLOWED: ContextVar[Literal["default", "strict"] | None] = ContextVar("allowed", default=None)
+#: Precision and kind of device.
+_ALLOWED: ContextVar[tuple[Literal["default", "strict"], str] | None] = ContextVar("allowed", default=None)
 _TIMES: ContextVar[int] = ContextVar("times", default=1)
 _USAGE: ContextVar[tuple[Usage, ...]] = ContextVar("usage", default=())
 
@@ -95,11 +102,13 @@ def allowed(precision: Literal["default", "strict"], device: torch.device) -> It
         precision: Of the run.
         device: Where it computes.
     """
-    token = _ALLOWED.set(precision if device.type == "cpu" else None)
+    token = _ALLOWED.set((precision, device.type))
     try:
         yield
     finally:
         _ALLOWED.reset(token)
+        if device.type != "cpu" and _ALLOWED.get() is None:
+            forget_captured()
 
 
 @contextmanager
@@ -159,10 +168,14 @@ def classify(net: NetworkState, images: Tensor, size: int, calls: int = 1) -> Te
     # Counted as if the last batch of a split were as large as the others, so that all of them decide alike.
     if not _wanted(Kind.CLASSIFY, net, images[:1].expand(size, -1, -1, -1), calls):
         return None
+    found = _computed(Kind.CLASSIFY, net, [_filled_up(images, size)], net.parameters())
+    return None if found is None else found[0][: len(images)]
+
+
+def _filled_up(images: Tensor, size: int) -> Tensor:
     missing = size - len(images)
     full = images if not missing else torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
-    found = _computed(Kind.CLASSIFY, net, [full.detach()], net.parameters())
-    return None if found is None else found[0][: len(images)]
+    return full.detach()
 
 
 def loss_gradients(net: NetworkState, images: Tensor, labels: Tensor, calls: int = 1) -> LossGradients | None:
@@ -255,10 +268,12 @@ def gradient_products(
     return Products(found[:n], found[n : 2 * n], found[2 * n], found[2 * n + 1] if soft else None)
 
 
-def products_are_rounded(
+def recomputing_pays(
     net: NetworkState, weights: Sequence[Tensor], images: Tensor, labels: Tensor, calls: int = 1
 ) -> bool:
-    """Whether `gradient_products` of such a batch is computed by a kernel in bf16, which is made now.
+    """Whether `gradient_products` of such a batch makes up for computing its step again; its kernel is made now.
+
+    On a CPU if it is in bf16. On a GPU always: `recorded_gradients` computes a step again there, too.
 
     Args:
         net: The network.
@@ -267,16 +282,85 @@ def products_are_rounded(
         labels: `(N,)` class indices or `(N, K)` probabilities; likewise.
         calls: How often the caller will ask in what `expected` counts.
     """
-    if not _wanted(Kind.PRODUCTS, net, images, calls) or _in_fp32():
+    kind, strict = Kind.PRODUCTS, _in_fp32(images.device)
+    if not _wanted(kind, net, images, calls) or (strict and not images.is_cuda):
         return False
     data = [images.detach(), labels.detach(), *(w.detach() for w in weights)]
-    return has_kernel(Kind.PRODUCTS, Kind.PRODUCTS.rounded(strict=False), net, data, weights)
+    return has_kernel(kind, kind.rounded(strict, images.device), net, data, weights)
+
+
+def class_gradients(
+    net: NetworkState, images: Tensor, labels: Tensor, create_graph: bool, calls: int = 1
+) -> list[Tensor] | None:
+    """The gradient of each class's mean cross-entropy, all classes in one call; None: the plain way.
+
+    On a GPU only. Differentiable in images and labels, once, with `create_graph`, and constants otherwise.
+
+    Args:
+        net: The network at its present weights, which are constants here.
+        images: `(c, B, C, H, W)`; with `create_graph` they must require gradients.
+        labels: `(c, B)` class indices or `(c, B, K)` probabilities.
+        create_graph: As said.
+        calls: How often the caller asks in what `expected` counts.
+
+    Returns:
+        One tensor `(c, *weight.shape)` for each weight, in order of `net.params`.
+    """
+    kind = Kind.CLASS_MATCHED if create_graph else Kind.CLASS_GRADIENT
+    if (create_graph and not images.requires_grad) or not _wanted(kind, net, images[0], calls):
+        return None
+    data = [images, labels] if create_graph else [images.detach(), labels.detach()]
+    return _computed(kind, net, data, net.parameters())
+
+
+def stacked_gradients(
+    net: NetworkState, weights: Sequence[Tensor], images: Tensor, labels: Tensor, calls: int = 1
+) -> LossGradients | None:
+    """As `loss_gradients`, of n networks of one architecture at once, each on its own batch; None: the plain way.
+
+    On a GPU only.
+
+    Args:
+        net: One of the networks.
+        weights: `(n, *weight.shape)` for each weight, in order of `net.params`.
+        images: `(n, B, C, H, W)`; treated as constants.
+        labels: `(n, B)` class indices or `(n, B, K)` probabilities; likewise.
+        calls: How often the caller asks in what `expected` counts.
+
+    Returns:
+        Loss `(n,)`, logits `(n, B, K)`, and gradients of the shapes of `weights`.
+    """
+    if not _wanted(Kind.STACK_GRADIENT, net, images[0], calls):
+        return None
+    found = _computed(Kind.STACK_GRADIENT, net, [images.detach(), labels.detach()], weights)
+    return None if found is None else LossGradients(found[0], found[1], found[2:])
+
+
+def stacked_logits(
+    net: NetworkState, weights: Sequence[Tensor], images: Tensor, size: int, calls: int = 1
+) -> Tensor | None:
+    """Logits `(n, N, K)` of n networks of one architecture for the same images, constants; None: the plain way.
+
+    On a GPU only.
+
+    Args:
+        net: One of the networks.
+        weights: `(n, *weight.shape)` for each weight, in order of `net.params`.
+        images: `(N, C, H, W)`, at most `size` of them.
+        size: As of `classify`.
+        calls: How often the caller asks in what `expected` counts.
+    """
+    if not _wanted(Kind.STACK_CLASSIFY, net, images, calls):
+        return None
+    found = _computed(Kind.STACK_CLASSIFY, net, [_filled_up(images, size)], weights)
+    return None if found is None else found[0][:, : len(images)]
 
 
 def _computed(
     kind: Kind, net: NetworkState, inputs: Sequence[Tensor], weights: Sequence[Tensor]
 ) -> list[Tensor] | None:
-    rounded = kind.rounded(_in_fp32())
+    device = inputs[0].device
+    rounded = kind.rounded(_in_fp32(device), device)
     found = kernel_for(kind, rounded, net, inputs, weights)
     if found is not None and rounded != "none":
         for usage in _USAGE.get():
@@ -285,19 +369,19 @@ def _computed(
 
 
 def _wanted(kind: Kind, net: NetworkState, images: Tensor, calls: int) -> bool:
-    precision = _ALLOWED.get()
-    if precision is None or images.dtype != torch.float32:
+    precision, place = _ALLOWED.get() or (None, "")
+    if precision is None or images.dtype != torch.float32 or images.device.type != place:
         return False
-    if not worthwhile(kind, net, images, calls * _TIMES.get(), _in_fp32()):
+    if not worthwhile(kind, net, images, calls * _TIMES.get(), _in_fp32(images.device)):
         return False
-    found = processor()
-    if found == "other" or (found == "fp32" and precision == "default"):
+    found = arithmetic(images.device)
+    if images.device.type == "cpu" and (found == "other" or (found == "fp32" and precision == "default")):
         _tell_of_processor("computing the plain way, in fp32" if found == "other" else "kernels compute in fp32")
     return found != "other"
 
 
-def _in_fp32() -> bool:
-    return _ALLOWED.get() == "strict" or processor() == "fp32"
+def _in_fp32(device: torch.device) -> bool:
+    return _ALLOWED.get() == ("strict", device.type) or arithmetic(device) == "fp32"
 
 
 @functools.cache

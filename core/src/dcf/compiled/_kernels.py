@@ -6,7 +6,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -15,20 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.nn import functional as F
 
+from dcf.compiled import _captured
 from dcf.compiled._folding import nothing_to_fuse, tidy
-from dcf.compiled._lower import Lowered, Rounded
+from dcf.compiled._functions import FUNCTIONS, Kernel
+from dcf.compiled._lower import Lowered, Rounded, RoundedMaps
 from dcf.compiled._rules import Kind
 from dcf.data.cache import cache_dir
 from dcf.networks.base import NetworkState
 
-__all__ = ["Kind", "has_kernel", "kernel_for", "seconds_spent"]
+__all__ = ["Kind", "forget_captured", "has_kernel", "kernel_for", "seconds_spent"]
 
 log = logging.getLogger(__name__)
-
-#: From data and weights to the results.
-Kernel = Callable[..., tuple[Tensor, ...]]
 
 #: Kernels by what they are for; None where one could not be made, which is not tried again.
 _MADE: dict[Hashable, Kernel | None] = {}
@@ -75,12 +73,20 @@ def _found(
     if net.origin is None or net.buffers:
         return None, inputs
     shapes = tuple((t.shape, t.dtype, kind.differentiable and t.requires_grad) for t in data)
-    key = (kind, rounded, net.origin, net.module.training, shapes)
+    device, stacked = inputs[0].device, inputs[-1].shape
+    key = (kind, rounded, net.origin, net.module.training, shapes, stacked, device)
     if key not in _MADE:
         began = time.perf_counter()
         _MADE[key] = _make(kind, rounded, net, len(data), inputs)
         _SECONDS[key] = time.perf_counter() - began
     return _MADE[key], inputs
+
+
+def forget_captured() -> None:
+    """Give back the memory of a GPU that kernels hold; what is asked for again is made again."""
+    for key in [key for key in _MADE if isinstance(key, tuple) and key[-1].type != "cpu"]:
+        del _MADE[key]
+    _captured.forget()
 
 
 def seconds_spent() -> float:
@@ -91,26 +97,36 @@ def seconds_spent() -> float:
 def _make(kind: Kind, rounded: Rounded, net: NetworkState, data: int, inputs: list[Tensor]) -> Kernel | None:
     if any(isinstance(m, nn.modules.dropout._DropoutNd) for m in net.module.modules()):
         return None
-    plain = _FUNCTIONS[kind](net, data)
-    began = time.monotonic()
-    log.info("compiling a kernel for %d images of %s, once", len(inputs[0]), tuple(inputs[0].shape[1:]))
+    plain, on_gpu = FUNCTIONS[kind](net, data), inputs[0].is_cuda
+    began, made = time.monotonic(), "captured" if on_gpu else "compiled"
+    log.info("%s a kernel for images %s, once", "capturing" if on_gpu else "compiling", tuple(inputs[0].shape))
     try:
         with _quiet():
-            kernel = _compiled(plain, inputs, rounded, kind.differentiable)
+            kernel = (_launched_as_one if on_gpu else _compiled)(plain, inputs, rounded, kind.differentiable)
             results = _with_image_gradient if kind.differentiable else _results
             found, wanted = results(kernel, inputs), results(plain, inputs)
     except Exception as problem:  # compilers fail in many ways, and a run can do without
         reason = (str(problem).strip().splitlines() or [""])[0][:120]
-        text = f"no compiled kernels: {type(problem).__name__}: {reason}; computing the plain way"
+        text = f"no {made} kernels: {type(problem).__name__}: {reason}; computing the plain way"
         log.log(logging.DEBUG if text in _TOLD else logging.WARNING, "%s", text)
         _TOLD.add(text)
         return None
     off = _difference(found, wanted)
     if not off <= _DIFFERENCE[rounded]:
-        log.warning("the compiled kernel of this network is off by %.2g; computing the plain way", off)
+        log.warning("the %s kernel of this network is off by %.2g; computing the plain way", made, off)
         return None
-    log.debug("compiled in %.1f s; off by %.2g", time.monotonic() - began, off)
+    log.debug("%s in %.1f s; off by %.2g", made, time.monotonic() - began, off)
     return kernel
+
+
+def _launched_as_one(plain: Kernel, inputs: list[Tensor], rounded: Rounded, differentiable: bool) -> Kernel:
+    def lowered(*tensors: Tensor) -> tuple[Tensor, ...]:
+        if rounded == "none":
+            return plain(*tensors)
+        with RoundedMaps():
+            return plain(*tensors)
+
+    return _captured.captured(lowered, inputs, differentiable)
 
 
 def _compiled(plain: Kernel, inputs: list[Tensor], rounded: Rounded, differentiable: bool) -> Kernel:
@@ -194,73 +210,3 @@ def _cache_was_chosen() -> bool:
     # Importing torchvision is enough for the compiler to put its own default there, which is nobody's choice.
     path = Path(given)
     return not (path.name.startswith("torchinductor_") and path.parent == Path(tempfile.gettempdir()))
-
-
-# --- the functions, in the plain way ------------------------------------------------------------
-
-
-def _embedding(net: NetworkState, data: int) -> Kernel:
-    return _forward(net, embed=True)
-
-
-def _logits(net: NetworkState, data: int) -> Kernel:
-    return _forward(net, embed=False)
-
-
-def _features(net: NetworkState, data: int) -> Kernel:
-    return _forward(net, embed=True, graph=True)
-
-
-def _forward(net: NetworkState, embed: bool, graph: bool = False) -> Kernel:
-    def forward(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        with torch.set_grad_enabled(graph):
-            return (net(x, dict(zip(net.params, weights, strict=True)), embed=embed),)
-
-    return forward
-
-
-def _gradient(net: NetworkState, data: int) -> Kernel:
-    def gradient(x: Tensor, y: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        with torch.enable_grad():
-            logits = net(x, dict(zip(net.params, weights, strict=True)))
-            loss = F.cross_entropy(logits, y)
-            found = torch.autograd.grad(loss, weights, materialize_grads=True)
-        return (loss.detach(), logits.detach(), *found)
-
-    return gradient
-
-
-def _matched(net: NetworkState, data: int) -> Kernel:
-    def matched(x: Tensor, y: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        leaves = [w if w.requires_grad else w.detach().requires_grad_() for w in weights]
-        with torch.enable_grad():
-            loss = F.cross_entropy(net(x, dict(zip(net.params, leaves, strict=True))), y)
-            return tuple(torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True))
-
-    return matched
-
-
-def _products(net: NetworkState, data: int) -> Kernel:
-    def products(x: Tensor, y: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        cotangent, weights = rest[: data - 2], rest[data - 2 :]
-        soft = (y,) if y.is_floating_point() else ()
-        with torch.enable_grad():
-            loss = F.cross_entropy(net(x, dict(zip(net.params, weights, strict=True))), y)
-            gradient = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
-            dot = torch.stack([(g * c).sum() for g, c in zip(gradient, cotangent, strict=True)]).sum()
-            found = torch.autograd.grad(dot, (*weights, x, *soft), materialize_grads=True)
-        return (*(g.detach() for g in gradient), *found)
-
-    return products
-
-
-_FUNCTIONS: Final[dict[Kind, Callable[[NetworkState, int], Any]]] = {
-    Kind.EMBED: _embedding,
-    Kind.CLASSIFY: _logits,
-    Kind.FEATURES: _features,
-    Kind.GRADIENT: _gradient,
-    Kind.MATCHED: _matched,
-    Kind.RECORDED: _matched,
-    Kind.STEP: _gradient,
-    Kind.PRODUCTS: _products,
-}

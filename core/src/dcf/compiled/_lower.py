@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from dcf.compiled import _blocks
 from dcf.networks.layers import mean_of_four
 
-__all__ = ["EXACT", "Lowered", "Rounded"]
+__all__ = ["EXACT", "Lowered", "Rounded", "RoundedMaps"]
 
 #: Which convolutions are computed in bf16; the others are in fp32.
 Rounded: TypeAlias = Literal["all", "derivatives", "none"]
@@ -77,6 +77,39 @@ class Lowered(TorchFunctionMode):
         if known is not None and even and _blocks.available(x.shape[1]):
             return _blocks.norm_relu_pool(*known[1])
         return _mean_of_four(x)
+
+
+class RoundedMaps(TorchFunctionMode):
+    """Within it, convolutions and the maps between them are in bf16, sums of products in fp32: for a GPU.
+
+    There, what lies between convolutions takes as long as its bytes take to be read and written. Group norms, ReLUs and
+    pooling take and yield bf16, everything else fp32.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Round what goes into convolutions and norms; widen again what goes elsewhere."""
+        kwargs = kwargs or {}
+        if func is torch.conv2d or func is F.group_norm:
+            return func(*map(_rounded, args), **{name: _rounded(value) for name, value in kwargs.items()})
+        if func in _ON_MAPS or getattr(func, "__name__", "") == "__get__":
+            return func(*args, **kwargs)
+        return func(*map(_widened, args), **{name: _widened(value) for name, value in kwargs.items()})
+
+
+#: What takes maps in bf16 and yields such.
+_ON_MAPS: Final = (*_RELUS, F.leaky_relu, F.silu, F.avg_pool2d, mean_of_four)
+
+
+def _rounded(value: Any) -> Any:
+    wide = isinstance(value, Tensor) and value.dtype == torch.float32
+    return value.to(torch.bfloat16) if wide else value
+
+
+def _widened(value: Any) -> Any:
+    low = isinstance(value, Tensor) and value.dtype == torch.bfloat16
+    return value.to(torch.float32) if low else value
 
 
 class _Normed(NamedTuple):

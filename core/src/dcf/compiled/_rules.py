@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import platform
 from enum import Enum
 from pathlib import Path
@@ -14,14 +15,18 @@ from torch import Tensor, nn
 from dcf.compiled._lower import Rounded
 from dcf.networks.base import NetworkState
 
-__all__ = ["Kind", "Processor", "activations", "multiplications", "processor", "worthwhile"]
+__all__ = ["Kind", "Processor", "activations", "arithmetic", "multiplications", "processor", "worthwhile"]
 
 
-#: In which precision kernels compute on a processor, if it has any that are faster there.
+#: In which precision kernels compute on a processor or a GPU, if it has any that are faster there.
 Processor: TypeAlias = Literal["bf16", "fp32", "other"]
 
 #: How many times as much there must be to do for a kernel in fp32: it saves a quarter of the plain way, not more.
 _LESS_SAVED: Final = 4
+#: Calls from which a kernel pays on a GPU: making it takes as long as a dozen of them, most of it launching.
+_LEAST_CALLS: Final = 30
+#: Of NVIDIA GPUs, the first that multiply bf16.
+_AMPERE: Final = (8, 0)
 
 
 class Kind(Enum):
@@ -40,6 +45,11 @@ class Kind(Enum):
     RECORDED = ("gradient that is differentiable in weights, too", 9, 2.4e12, "derivatives")
     STEP = ("gradient of a step", 3, 1.6e12, "derivatives")
     PRODUCTS = ("products", 9, 2.4e12, "derivatives")
+    # Several classes, or several networks, in one call of `vmap`: on a GPU alone.
+    CLASS_GRADIENT = ("gradients of classes", 3, math.inf, "all")
+    CLASS_MATCHED = ("differentiable gradients of classes", 9, math.inf, "derivatives")
+    STACK_GRADIENT = ("gradients of several networks", 3, math.inf, "all")
+    STACK_CLASSIFY = ("logits of several networks", 1, math.inf, "all")
 
     @property
     def passes(self) -> int:
@@ -50,16 +60,22 @@ class Kind(Enum):
         """Multiplications in all from which it is made; more with strict precision, where it saves less of each."""
         return self.value[2] * (_LESS_SAVED if strict else 1)
 
-    def rounded(self, strict: bool) -> Rounded:
-        """Which convolutions are in bf16; with strict precision none of them."""
+    def rounded(self, strict: bool, device: torch.device) -> Rounded:
+        """Which convolutions are in bf16; with strict precision none of them.
+
+        On a GPU, the derivatives of a forward pass that images are differentiated through are not, either: a small part
+        of the work there, for which torch takes TF32 by default.
+        """
         if strict:
             return "none"
-        return "all" if self.value[3] == "all" else "derivatives"
+        if self.value[3] == "all":
+            return "all"
+        return "derivatives" if device.type == "cpu" else "none"
 
     @property
     def differentiable(self) -> bool:
         """Whether its results can be differentiated, in the images and labels."""
-        return self in (Kind.FEATURES, Kind.MATCHED, Kind.RECORDED)
+        return self in (Kind.FEATURES, Kind.MATCHED, Kind.RECORDED, Kind.CLASS_MATCHED)
 
 
 @functools.cache
@@ -74,6 +90,13 @@ def processor() -> Processor:
     return "fp32" if "avx2" in known else "other"
 
 
+def arithmetic(device: torch.device) -> Processor:
+    """As `processor`, of a device: "bf16" for GPUs that multiply bf16, "fp32" for older ones."""
+    if device.type == "cpu":
+        return processor()
+    return "bf16" if torch.cuda.get_device_capability(device) >= _AMPERE else "fp32"
+
+
 def worthwhile(kind: Kind, net: NetworkState, images: Tensor, calls: int, strict: bool = False) -> bool:
     """Whether so many calls with such images have as much to do as pays for making the kernel.
 
@@ -86,6 +109,8 @@ def worthwhile(kind: Kind, net: NetworkState, images: Tensor, calls: int, strict
     """
     if any(m._forward_hooks or m._forward_pre_hooks for m in net.module.modules()):
         return False  # somebody watches the layers, which a kernel does not pass through
+    if images.is_cuda:
+        return calls >= _LEAST_CALLS
     shape = tuple(int(n) for n in images.shape[1:])
     return len(images) * calls * kind.passes * multiplications(net, shape) >= kind.least(strict)
 

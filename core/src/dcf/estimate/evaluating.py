@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import torch
-from torch import Tensor
 
 from dcf import compiled
 from dcf.build import spec_text
@@ -17,11 +16,13 @@ from dcf.estimate.model import EvaluationRow
 from dcf.evaluation.baselines import equal_bytes
 from dcf.evaluation.context import EvalContext
 from dcf.evaluation.fit import Material, material_of, material_of_split, schedule_for
+from dcf.evaluation.grouping import size_of_group
 from dcf.evaluation.protocol import cost, load_protocol
 from dcf.evaluation.runner import affordable_baselines
-from dcf.networks.base import NetworkState
+from dcf.networks.base import NetworkFactory, NetworkState
 from dcf.runconfig import SPEC_ROLES
 from dcf.session import Session
+from dcf.together import Learner, accuracies_together, train_together
 from dcf.training import Schedule, evaluate_accuracy, random_augmentation, run_program, train
 from dcf.types import Program
 
@@ -63,7 +64,7 @@ class Evaluation:
             return
         rules, hints = self.ctx.rules, self.set.hints
         material = material_of(self.set, self.ctx)
-        test = self._test_seconds(gauge)
+        test = self._test_seconds(material, gauge)
         if hints.program is not None:
             yield from self._program_rows(material, hints.program, test, gauge)
         else:
@@ -105,7 +106,10 @@ class Evaluation:
         return material_of_split(split, self.ctx.place, self.set.hints.lr)
 
     def _seconds_per_image(self, material: Material, epochs: int, gauge: Gauge) -> float:
-        """Seconds that an image takes in training: after a step that warms up, over as many steps as need a while."""
+        """Seconds that an image takes in training: after a step that warms up, over as many steps as need a while.
+
+        Of one network; where several are trained together, its share of their time.
+        """
         batch = self.ctx.rules.batch
         first, _ = self._train(material, 1, epochs, gauge)
         seconds, images = self._train(material, _FEWEST, epochs, gauge)
@@ -115,46 +119,51 @@ class Evaluation:
         return seconds / images
 
     def _train(self, material: Material, steps: int, epochs: int, gauge: Gauge) -> tuple[float, int]:
-        """Seconds of about so many optimiser steps of a fresh network that has so many epochs, and the images seen."""
-        ctx, rules = self.ctx, self.ctx.rules
-        per_epoch = min(steps, math.ceil(material.epoch_length / rules.batch))
-        order = material.order(ctx.generator(0, 0, "order"))
-
-        def shortened(epoch: int) -> Tensor:
-            return order(epoch)[: per_epoch * rules.batch]
-
-        state = self._network()
-        augmenter = ctx.augmenter(ctx.augment_spec([self.set]))
+        """Seconds of about so many optimiser steps of fresh networks that have so many epochs, and the images seen."""
+        rules, per_epoch = self.ctx.rules, min(steps, math.ceil(material.epoch_length / self.ctx.rules.batch))
+        learners = [self._learner(state, material, per_epoch) for state in self._networks(material)]
         length = math.ceil(steps / per_epoch)
+        schedule = Schedule.constant(rules.step_size(material.lr), length)
+        how: dict[str, Any] = {"batch": rules.batch, "momentum": rules.momentum, "weight_decay": rules.weight_decay}
+        how["optimizer"] = rules.optimizer
         begin = gauge.now()
         # Whether a kernel pays depends on how long the real thing is.
-        with compiled.expected(ctx.n_nets * epochs // length):
-            trained = train(
-                state,
-                material.fetch,
-                shortened,
-                Schedule.constant(rules.step_size(material.lr), length),
-                batch=rules.batch,
-                momentum=rules.momentum,
-                weight_decay=rules.weight_decay,
-                optimizer=rules.optimizer,
-                augmentation=random_augmentation(
-                    augmenter, self.data.spec.shape, ctx.generator(0, 0, "augment"), self.data.spec.num_classes
-                ),
-            )
-        return gauge.now() - begin, trained.images_seen
+        with compiled.expected(self.ctx.n_nets * epochs // length):
+            if len(learners) > 1:
+                trained = train_together(learners, schedule, **how)
+            else:
+                (one,) = learners
+                trained = [train(one.state, one.fetch, one.order, schedule, augmentation=one.augmentation, **how)]
+        return gauge.now() - begin, sum(one.images_seen for one in trained)
+
+    def _learner(self, state: NetworkState, material: Material, per_epoch: int) -> Learner:
+        """A network with so many batches an epoch."""
+        ctx, spec = self.ctx, self.data.spec
+        order, count = material.order(ctx.generator(0, 0, "order")), per_epoch * ctx.rules.batch
+        augmenter, draws = ctx.augmenter(ctx.augment_spec([self.set])), ctx.generator(0, 0, "augment")
+        augmentation = random_augmentation(augmenter, spec.shape, draws, spec.num_classes)
+        return Learner(state, material.fetch, lambda epoch: order(epoch)[:count], augmentation)
+
+    def _factory(self) -> NetworkFactory:
+        return self.ctx.factory(self.ctx.network_spec([self.set]))
 
     def _network(self) -> NetworkState:
-        ctx = self.ctx
-        factory = ctx.factory(ctx.network_spec([self.set]))
-        return factory.create(self.data.spec, ctx.seed, "estimate", device=ctx.place)
+        return self._factory().create(self.data.spec, self.ctx.seed, "estimate", device=self.ctx.place)
 
-    def _test_seconds(self, gauge: Gauge) -> float:
-        """Seconds that testing one network takes."""
+    def _networks(self, material: Material) -> list[NetworkState]:
+        """As many networks as are trained at a time."""
+        count = size_of_group(self._factory(), self.ctx, material, self.ctx.n_nets)
+        return [self._network() for _ in range(count)]
+
+    def _test_seconds(self, material: Material, gauge: Gauge) -> float:
+        """Seconds that testing one network takes, those trained together being tested so."""
         test = self.data.test
         part = test.select(torch.arange(min(len(test), _TESTED)))
-        state, more = self._network(), len(test) / len(part)
+        states, more = self._networks(material), len(test) / len(part)
         begin = gauge.now()
         with compiled.expected(round(self.ctx.n_nets * more)):
-            evaluate_accuracy(state, part)
-        return (gauge.now() - begin) * more
+            if len(states) > 1:
+                accuracies_together(states, part)
+            else:
+                evaluate_accuracy(states[0], part)
+        return (gauge.now() - begin) * more / len(states)

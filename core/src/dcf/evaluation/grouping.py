@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dcf.evaluation.context import EvalContext
     from dcf.evaluation.fit import Material, Trial
 
-__all__ = ["groups_of"]
+__all__ = ["groups_of", "size_of_group"]
 
 #: Networks that are trained together at most: what they keep for the backward pass is there at once.
 _MOST: Final = 16
@@ -40,6 +40,12 @@ def groups_of(factory: NetworkFactory, ctx: EvalContext, trials: Iterable[Trial]
             yield from _split(group)
             group = []
     yield from _split(group)
+
+
+def size_of_group(factory: NetworkFactory, ctx: EvalContext, material: Material, networks: int) -> int:
+    """How many of the networks of a row are trained at a time: 1 where they are trained one by one."""
+    size = min(networks, _MOST)
+    return size if size >= _LEAST and _pays(factory, ctx, material) else 1
 
 
 def _split(group: list[Trial]) -> list[list[Trial]]:

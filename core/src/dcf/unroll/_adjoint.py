@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,7 +38,7 @@ def sweep(
     # What stands there twice would receive its gradient twice.
     sources = list({id(x): x for x in inputs if x.requires_grad}.values())
     checked = Rule(guarded(rule.loss, sources), rule.names, rule.momentum, rule.kernel)
-    plan = _Plan(checked, len(lrs), 1 if keep == "cpu" else keep, keep == "cpu", hessian)
+    plan = _Plan(checked, len(lrs), 1 if keep == "cpu" else keep, keep == "cpu", hessian, copy_context())
     return list(_Sweep.apply(plan, lrs, *weights, *sources))
 
 
@@ -50,6 +51,8 @@ class _Plan:
     every: int
     offload: bool
     hessian: bool
+    #: What is allowed and expected; autograd goes back over a GPU's part of a graph in a thread of its own.
+    context: Context
 
 
 class _Sweep(torch.autograd.Function):
@@ -74,14 +77,18 @@ class _Sweep(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise UsageError("unroll: this mode cannot be differentiated twice (create_graph=True); use mode='full'")
-        plan: _Plan = ctx.plan
-        lrs, *rest = ctx.saved_tensors
-        inputs = len(ctx.needs_input_grad) - 2 - len(gradients)
-        kept = _Kept(len(gradients), plan.every, ctx.velocities, rest[inputs:])
-        back = _WayBack(plan, lrs, rest[:inputs], list(gradients), ctx.needs_input_grad)
-        for first in reversed(range(0, plan.steps, plan.every)):
-            back.segment(first, kept.at(first, lrs.device))
-        return back.result()
+        return ctx.plan.context.copy().run(_way_back, ctx, gradients)  # type: ignore[no-any-return]
+
+
+def _way_back(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    plan: _Plan = ctx.plan
+    lrs, *rest = ctx.saved_tensors
+    inputs = len(ctx.needs_input_grad) - 2 - len(gradients)
+    kept = _Kept(len(gradients), plan.every, ctx.velocities, rest[inputs:])
+    back = _WayBack(plan, lrs, rest[:inputs], list(gradients), ctx.needs_input_grad)
+    for first in reversed(range(0, plan.steps, plan.every)):
+        back.segment(first, kept.at(first, lrs.device))
+    return back.result()
 
 
 def _put_away(tensors: Sequence[Tensor], offload: bool) -> list[Tensor]:

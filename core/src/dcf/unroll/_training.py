@@ -46,8 +46,8 @@ def train_on(
         steps: T times `(B,)` positions in `data`.
         lrs: `(T,)` step sizes.
         momentum: As in `unroll`.
-        mode: Likewise; "auto": "full" where the graph of all steps is counted to take 1 GB at most and kernels in bf16
-            do not make up for computing each step twice, else "adjoint"; to be differentiated once.
+        mode: Likewise; "auto": "full" where the graph of all steps is counted to take 1 GB at most and kernels do
+            not make up for computing each step twice, else "adjoint"; to be differentiated once.
         keep: Likewise.
         augment: From a batch and the number of its step to the augmented batch. Its draws must be fixed beforehand,
             since a step is computed more than once.
@@ -70,6 +70,8 @@ def train_on(
         kernel = None  # what is asked for by name can be differentiated twice, and kernels cannot
     elif mode == "auto":
         mode = "adjoint" if net is None or not steps else _quickest(net, list(start.values()), data, steps)
+    if net is not None and steps and x.is_cuda and mode in ("adjoint", "tesla"):
+        _made_ahead(net, list(start.values()), data, steps)
     learned = [tensor for tensor in (x, y) if tensor.requires_grad]
     return unroll(loss, start, lrs, learned, momentum=momentum, mode=mode, keep=keep, kernel=kernel)
 
@@ -79,8 +81,16 @@ def _quickest(net: NetworkState, weights: Sequence[Tensor], data: Batch, steps: 
     shape = tuple(int(n) for n in data.x.shape[1:])
     if images * compiled.activations(net, shape) * _BYTES_A_VALUE > _KEPT:
         return "adjoint"
+    return "adjoint" if _made_ahead(net, weights, data, steps) else "full"
+
+
+def _made_ahead(net: NetworkState, weights: Sequence[Tensor], data: Batch, steps: Sequence[Tensor]) -> bool:
+    """Whether products are computed by a kernel that makes up for it; made here and not on the way back.
+
+    Autograd goes back over a GPU's part of a graph in a thread of its own, where nothing should be captured.
+    """
     x, y = (t.detach()[steps[0]] for t in data)
-    return "adjoint" if compiled.products_are_rounded(net, weights, x, y, len(steps)) else "full"
+    return compiled.recomputing_pays(net, weights, x, y, len(steps))
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 import dcf
-from dcf.matching import Metric, class_gradients, gradient_distance
-from dcf.training import cross_entropy
+from dcf.matching import Metric, batch_gradients, class_gradients, gradient_distance
 
 __all__ = ["class_coupling", "contrastive", "joint_distance", "mean_gradient", "mean_gradient_parts", "passes", "pull"]
 
@@ -67,12 +66,11 @@ def mean_gradient(
     """
     if not images.shape[0] * images.shape[1]:
         raise ValueError(f"expected at least one image, got shape {tuple(images.shape)}")
-    x, y, weights = images.flatten(0, 1), labels.flatten(0, 1), net.parameters()
-    total, size = [torch.zeros_like(w) for w in weights], passes(x)
+    x, y = images.flatten(0, 1), labels.flatten(0, 1)
+    total, size = [torch.zeros_like(w) for w in net.parameters()], passes(x)
     for part, truth in zip(torch.split(x, size), torch.split(y, size), strict=True):
-        loss = cross_entropy(net(part), truth) * (share * len(part) / len(x))
-        found = torch.autograd.grad(loss, weights, create_graph=create_graph, materialize_grads=True)
-        total = [a + b for a, b in zip(total, found, strict=True)]
+        factor, found = share * len(part) / len(x), batch_gradients(net, part, truth, create_graph)
+        total = [a + factor * b for a, b in zip(total, found, strict=True)]
     return total
 
 
