@@ -12,7 +12,8 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Final, Self
+from types import SimpleNamespace
+from typing import Any, ClassVar, Final, Self
 from unittest.mock import patch
 
 import torch
@@ -104,6 +105,7 @@ _CUDA: Final[dict[str, Any]] = {
     "CUDAGraph": Graph, "Stream": _Stream, "graph": _captured, "graph_pool_handle": lambda: (0, 1),
     "current_stream": lambda device=None: _Stream(), "stream": nullcontext, "device": nullcontext,
     "get_device_capability": lambda device=None: (9, 0),
+    "get_device_properties": lambda device=None: SimpleNamespace(total_memory=Card.memory),
 }  # fmt: skip
 
 
@@ -118,6 +120,7 @@ class Card(TorchFunctionMode):
     """
 
     here: Card | None = None
+    memory: ClassVar[int] = 1 << 37
 
     def __init__(self) -> None:
         super().__init__()

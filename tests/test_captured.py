@@ -330,6 +330,25 @@ def test_on_a_cpu_there_is_none_for_several_classes(monkeypatch):
         class_gradients(net_of(), numbers(2, 5, 3, 8, 8), torch.zeros(2, 5, dtype=torch.long), strategy="vmap")
 
 
+def test_real_images_of_many_classes_are_divided_where_a_gpu_has_no_room_for_all(monkeypatch):
+    net, images, labels = net_of(), numbers(5, 4, 3, 8, 8), torch.arange(5)[:, None].expand(-1, 4) % 3
+    wanted = [constant_gradients(net, None, images, labels), embeddings(net, None, images, labels)]
+    each = 4 * compiled.activations(net, (3, 8, 8)) * 12
+    for memory, calls in ((1 << 37, 1), (4 * 4 * each, 2), (4 * each, 5), (1, 5)):
+        with Card() as card:
+            monkeypatch.setattr(Card, "memory", memory)
+            monkeypatch.setattr(_kernels, "_MADE", {})
+            place = Place(card)
+            far, x, y = place.net(net_of()), place.to(images), place.to(labels)
+            for number, way in enumerate((constant_gradients, embeddings)):
+                with kernels(place):
+                    way(far, place, x, y)
+                    with card.watched():
+                        found = way(far, place, x, y)
+                assert error([place.home(t) for t in found], wanted[number]) < 1e-5
+                assert card.launches == calls
+
+
 # --- in use -----------------------------------------------------------------------------------------------------------
 
 

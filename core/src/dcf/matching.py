@@ -6,8 +6,9 @@ class) is decided here, by what measures fastest on the device, and does not cha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ __all__ = [
     "choose_strategy",
     "class_embedding_means",
     "class_gradients",
+    "classes_at_a_time",
     "freeze_batch_norms",
     "gradient_distance",
     "loops",
@@ -37,6 +39,9 @@ Strategy = Literal["auto", "loop", "vmap"]
 
 #: Images that go through a network in one forward pass on a CPU, as long as classes are independent of each other.
 CPU_IMAGES = 256
+
+#: Bytes kept for the way back for each value that a convolution yields: its own, and what two layers make of it.
+_BYTES_A_VALUE: Final = 12
 
 #: Added to the product of norms, outside the roots; it makes the distances depend on scale, as published.
 EPSILON = 1e-6
@@ -65,8 +70,32 @@ def class_gradients(
     """
     chosen = choose_strategy(images) if strategy == "auto" else strategy
     compute = _vmapped if chosen == "vmap" else _looped
-    found = compute(net, images, labels, create_graph)
-    return found if create_graph else [g.detach() for g in found]
+    if create_graph:
+        return compute(net, images, labels, create_graph)
+    size = classes_at_a_time(net, images) if chosen == "vmap" else len(images)
+    pairs = zip(torch.split(images, size), torch.split(labels, size), strict=True)
+    parts = [compute(net, x, y, create_graph) for x, y in pairs]
+    return [torch.cat(each).detach() for each in zip(*parts, strict=True)] if len(parts) > 1 else parts[0]
+
+
+def classes_at_a_time(net: NetworkState, images: Tensor) -> int:
+    """How many classes of images that are not learned are worked on in one call, such that a GPU has room for them.
+
+    Args:
+        net: The network.
+        images: `(c, B, C, H, W)`.
+
+    Returns:
+        From 1 to c: as many as keep a quarter of the memory of the GPU for the way back, by count, and about equally
+        many in each call; all of them on a CPU.
+    """
+    if not images.is_cuda:
+        return len(images)
+    room = torch.cuda.get_device_properties(images.device).total_memory // 4
+    shape = (images.shape[2], images.shape[3], images.shape[4])
+    each = images.shape[1] * compiled.activations(net, shape) * _BYTES_A_VALUE
+    calls = math.ceil(len(images) / max(1, room // max(1, each)))
+    return math.ceil(len(images) / calls)
 
 
 def choose_strategy(images: Tensor) -> Strategy:
@@ -174,9 +203,11 @@ def class_embedding_means(net: NetworkState, images: Tensor) -> Tensor:
     Returns:
         `(c, F)`, averaged over B; differentiable in the images, in a compiled kernel in nothing else.
     """
+    if net.batch_norms:
+        return _embedding_means(net, images)
     # One forward pass of thousands of images is slower on a CPU than many of some: see docs/performance.md.
-    apart = images.device.type == "cpu" and not net.batch_norms
-    together = max(1, CPU_IMAGES // images.shape[1]) if apart else images.shape[0]
+    on_cpu = images.device.type == "cpu"
+    together = max(1, CPU_IMAGES // images.shape[1]) if on_cpu else classes_at_a_time(net, images)
     return torch.cat([_embedding_means(net, part) for part in torch.split(images, together)])
 
 

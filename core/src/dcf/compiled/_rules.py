@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import platform
+from collections.abc import Hashable
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -116,20 +117,24 @@ def worthwhile(kind: Kind, net: NetworkState, images: Tensor, calls: int, strict
 
 
 def multiplications(net: NetworkState, shape: tuple[int, ...]) -> int:
-    """Multiplications of the convolutions and linear layers for one image of `shape`, counted once for a network."""
+    """Multiplications of the convolutions and linear layers for one image of `shape`."""
     return _counted(net, shape)[0]
 
 
 def activations(net: NetworkState, shape: tuple[int, ...]) -> int:
-    """Values that the convolutions and linear layers yield for one image of `shape`, counted once for a network."""
+    """Values that the convolutions and linear layers yield for one image of `shape`."""
     return _counted(net, shape)[1]
 
 
 def _counted(net: NetworkState, shape: tuple[int, ...]) -> tuple[int, int]:
-    known: dict[tuple[int, ...], tuple[int, int]] = net.module.__dict__.setdefault("_counted", {})
-    if shape not in known:
-        known[shape] = _count(net, shape)
-    return known[shape]
+    # By what the network was made from, as a run makes a new one in every iteration.
+    known = net.module.__dict__.setdefault("_counted", {}) if net.origin is None else _COUNTED
+    if (net.origin, shape) not in known:
+        known[net.origin, shape] = _count(net, shape)
+    return known[net.origin, shape]
+
+
+_COUNTED: Final[dict[tuple[Hashable, tuple[int, ...]], tuple[int, int]]] = {}
 
 
 def _count(net: NetworkState, shape: tuple[int, ...]) -> tuple[int, int]:
