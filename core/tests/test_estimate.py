@@ -25,7 +25,7 @@ from dcf.cli.app import build
 from dcf.cli.estimate import estimate_table
 from dcf.cli.later import loaded
 from dcf.compiled import _kernels
-from dcf.estimate import DoesNotFitError, Estimate, EvaluationRow, estimate
+from dcf.estimate import DoesNotFitError, Estimate, EvaluationRow, estimate, evaluating
 from dcf.estimate import watch as watch_module
 from dcf.estimate.advice import advice_on_data, advice_on_evaluation, advice_on_run
 from dcf.estimate.gauge import Gauge
@@ -41,6 +41,7 @@ from dcf.run import prepare
 from dcf.runconfig import RunConfig
 from dcf.session import Session
 from dcf.testing import PullToMean, TinyFactory, fake_data
+from dcf.training import Trained
 from dcf.types import Hints, Program
 
 MIB = 2**20
@@ -367,9 +368,11 @@ class Slow(PullToMean):
         self.clock.seconds += self.rest
 
 
-def rehearsal(matcher, clock, **options):
+def rehearsal(matcher, clock, overrides=None, **options):
     objects = {"matcher": matcher, "network": TinyFactory(), "data": fake_data()}
-    prepared = prepare(resolve({"ipc": 1, "evaluate": False, "device": "cpu", **objects, **options}))
+    prepared = prepare(
+        resolve({"ipc": 1, "evaluate": False, "device": "cpu", **objects, **options}, overrides=overrides)
+    )
     told = []
     session = Session(prepared.config, prepared.data, prepared.matcher, prepared.objects)
     return Rehearsal(session, clock, lambda **event: told.append(event)), told
@@ -445,6 +448,29 @@ def test_a_whole_measurement_with_its_evaluation():
         *("loading", "preparing", "condensing", "evaluating")
     }
     assert found.stored_bytes == 1536
+
+
+def test_networks_that_are_trained_together_share_their_time(monkeypatch):
+    clock, tested = Clock(), []
+
+    def trained(learners, schedule, **how):
+        """A step of two images takes six seconds, however many networks there are."""
+        clock.seconds += 6 * schedule.epochs
+        return [Trained(schedule.epochs, len(one.order(0)) * schedule.epochs) for one in learners]
+
+    def accuracies(states, split):
+        clock.seconds += 3
+        tested.append(len(states))
+
+    monkeypatch.setattr(evaluating, "size_of_group", lambda factory, ctx, material, networks: networks)
+    monkeypatch.setattr(evaluating, "train_together", trained)
+    monkeypatch.setattr(evaluating, "accuracies_together", accuracies)
+    options = {"iterations": 1, "evaluate": True, "networks": 3, "baselines": ()}
+    work, _ = rehearsal(PullToMean(), clock, overrides={"protocol.epochs": 5, "protocol.steps_min": 0}, **options)
+    (row,) = work.facts()["evaluation"]
+    assert (row["networks"], row["epochs"], tested) == (3, 5, [3])
+    assert row["train_seconds"] == pytest.approx(5 * 6 / 3)
+    assert row["test_seconds"] == pytest.approx(3 / 3)
 
 
 # --- compiled kernels -----------------------------------------------------------------------------------------------

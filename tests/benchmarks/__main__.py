@@ -19,6 +19,7 @@ from tests.benchmarks.published import CHECKOUTS, checkout, fingerprint, load
 from tests.benchmarks.published_others import published_side
 from tests.benchmarks.run import machine, run_case
 
+from dcf.compiled import allowed
 from dcf.runtime import keep_freed_pages
 
 __all__ = ["main"]
@@ -85,10 +86,12 @@ def _child(case: Case, options: argparse.Namespace, device: torch.device, found:
     path, data = found[case.checkout], random_data(device, case.space)
     if options.child == "ours":
         side: Any = Ours(case, data, options.class_chunk, options.precision)
-        side.step()
     else:
         side = published_side(load(path, case.checkout), case, data)  # type: ignore[arg-type]
-    return highest(side.step, device)
+    with allowed(options.precision, device):
+        if options.child == "ours":
+            side.step()
+        return highest(side.step, device)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -74,7 +74,8 @@ def _found(
         return None, inputs
     shapes = tuple((t.shape, t.dtype, kind.differentiable and t.requires_grad) for t in data)
     device, stacked = inputs[0].device, inputs[-1].shape
-    key = (kind, rounded, net.origin, net.module.training, shapes, stacked, device)
+    tf32 = device.type == "cuda" and (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+    key = (kind, rounded, net.origin, net.module.training, shapes, stacked, tf32, device)
     if key not in _MADE:
         began = time.perf_counter()
         _MADE[key] = _make(kind, rounded, net, len(data), inputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -63,7 +64,7 @@ class Evaluation:
         if not self.session.config.evaluate:
             return
         rules, hints = self.ctx.rules, self.set.hints
-        material = material_of(self.set, self.ctx)
+        material = replace(material_of(self.set, self.ctx), program=hints.program)
         test = self._test_seconds(material, gauge)
         if hints.program is not None:
             yield from self._program_rows(material, hints.program, test, gauge)

@@ -70,7 +70,7 @@ def train_on(
         kernel = None  # what is asked for by name can be differentiated twice, and kernels cannot
     elif mode == "auto":
         mode = "adjoint" if net is None or not steps else _quickest(net, list(start.values()), data, steps)
-    if net is not None and steps and x.is_cuda and mode in ("adjoint", "tesla"):
+    if net is not None and steps and x.is_cuda and mode not in ("full", "checkpoint"):
         _made_ahead(net, list(start.values()), data, steps)
     learned = [tensor for tensor in (x, y) if tensor.requires_grad]
     return unroll(loss, start, lrs, learned, momentum=momentum, mode=mode, keep=keep, kernel=kernel)
