@@ -65,9 +65,14 @@ class Graph:
         self.recorded: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
 
     def replay(self) -> None:
-        """Run them again; what they yield goes where it went before."""
+        """Run them again; what they yield goes where it went before, where another graph may have been at work."""
         if Card.here is not None and Card.here.watching:
             Card.here.launches += 1
+        for func, args, kwargs, out in self.recorded:
+            homes = {t.untyped_storage().data_ptr() for t in _tensors((args, kwargs))}
+            for t in () if func._schema.is_mutable else _tensors(out):
+                if t.is_floating_point() and t.untyped_storage().data_ptr() not in homes:
+                    t.fill_(torch.nan)
         for func, args, kwargs, out in self.recorded:
             again = func(*tree_map(near, args), **tree_map(near, kwargs))
             if func._schema.is_mutable:
@@ -260,6 +265,10 @@ class Card(TorchFunctionMode):
 def near(value: Any) -> Any:
     """What a tensor of the stand-in wraps; anything else as it is."""
     return value.inner if isinstance(value, Far) else value
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(tree_map(near, value)) if isinstance(t, Tensor)]
 
 
 def _is_far(device: Any) -> bool:

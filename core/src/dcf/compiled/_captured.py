@@ -18,9 +18,22 @@ Function = Callable[..., tuple[Tensor, ...]]
 
 #: Calls before the capture, as libraries choose algorithms and take workspace in the first ones.
 _WARM_UP: Final = 3
-#: By device, the memory that all captures on it work in. What one leaves behind another may overwrite: none reads
-#: anything but its own inputs, and none gives anything away but copies of its outputs.
-_POOLS: dict[torch.device, Any] = {}
+
+
+class _Pool:
+    """The memory that all captures on a device work in, and the stream that they are captured on.
+
+    What one leaves behind another may overwrite: none reads anything but its own inputs, and none gives anything away
+    but copies of its outputs. Graphs are kept as long as the pool: one that all have left must not be used again.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.handle = torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.graphs: list[torch.cuda.CUDAGraph] = []
+
+
+_POOLS: dict[torch.device, _Pool] = {}
 
 
 def captured(function: Function, inputs: Sequence[Tensor], differentiable: bool) -> Function:
@@ -70,18 +83,26 @@ class _Capture:
             self.joined = self._capture(function, device)
 
     def _capture(self, function: Function, device: torch.device) -> Tensor:
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
+        here = torch.cuda.current_stream(device)
+        pool = _POOLS.get(device) or _Pool(device)
+        pool.stream.wait_stream(here)
+        with torch.cuda.stream(pool.stream):
             for _ in range(_WARM_UP):
                 function(*self.inputs)
-        torch.cuda.current_stream(device).wait_stream(stream)
-        pool = _POOLS.setdefault(device, torch.cuda.graph_pool_handle())
-        # Another thread may read images ahead meanwhile, which must not break the capture.
-        with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        here.wait_stream(pool.stream)
+        # Another thread may read images ahead meanwhile, which must not break the capture. The outer context is for
+        # versions of torch that do not leave the stream of a capture that fails.
+        handle, mode = pool.handle, "thread_local"
+        with (
+            torch.cuda.stream(here),
+            torch.cuda.graph(self.graph, handle, stream=pool.stream, capture_error_mode=mode),
+        ):
             found = function(*self.inputs)
             self.shapes = [t.shape for t in found]
-            return torch.cat([t.detach().reshape(-1) for t in found])
+            joined = torch.cat([t.detach().reshape(-1) for t in found])
+        pool.graphs.append(self.graph)
+        _POOLS[device] = pool
+        return joined
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad():
