@@ -254,6 +254,14 @@ def test_gpus_that_do_not_multiply_bf16_compute_in_fp32(monkeypatch):
         assert not usage.kernels
 
 
+def test_kernels_with_tf32_and_without_are_two(place):
+    net, x, y = place.net(net_of()), place.to(numbers(2, 5, 3, 8, 8)), place.to(torch.zeros(2, 5, dtype=torch.long))
+    for precision in ("default", "strict", "default"):
+        with kernels(place, precision, keep=True):
+            learned_gradients(net, place, x, y)
+    assert len(_kernels._MADE) == 2
+
+
 # --- when there is none -----------------------------------------------------------------------------------------------
 
 
@@ -383,6 +391,15 @@ def test_unrolled_training_is_captured_both_ways(mode, kinds, place):
     assert torch.allclose(place.home(found), wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
 
 
+def test_nothing_is_captured_on_the_way_back(place):
+    far, x, y = place.net(net_of()), place.to(numbers(5, 3, 8, 8)), place.to(torch.arange(5) % 3)
+    steps, start = [place.to(torch.tensor([0, 1]))], {name: w.detach() for name, w in far.params.items()}
+    with kernels(place):
+        lrs = place.to(torch.full((1,), 0.1))
+        train_on(stateless(far), start, Batch(x.requires_grad_(), y), steps, lrs, mode="adjoint")
+        assert made() == {Kind.STEP, Kind.PRODUCTS}
+
+
 def learner(number, place=None):
     net, x = net_of(number), numbers(10, 3, 8, 8, seed=number)
     y = torch.arange(10) % 3
@@ -424,4 +441,6 @@ def test_networks_are_tested_together_in_one_kernel_whose_last_batch_is_filled_u
     with kernels(place):
         found = accuracies_together([place.net(net) for net in nets], far_split, batch=8)
         assert [key[0] for key in _kernels._MADE] == [Kind.STACK_CLASSIFY]
+        two = accuracies_together([place.net(net) for net in nets[:2]], far_split, batch=8)
     assert found == wanted
+    assert two == wanted[:2]

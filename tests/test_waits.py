@@ -26,6 +26,7 @@ from dcf.testing import fake_data, fake_spec
 from dcf.together import Learner, train_together
 from dcf.training import shuffled, train
 from dcf.types import Batch
+from dcf_idc.distance import block_means
 
 MATCHERS = {
     "dm": {"matcher": "dm:batch_real=4"},
@@ -54,10 +55,10 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DCF_CACHE", str(tmp_path / "cache"))
 
 
-def session(name, device, classes=3):
+def session(name, device, classes=3, **changes):
     common = {"data": "digits", "augment": "dsa", "init": "noise", "network": "convnet:width=4,depth=2", "ipc": 2}
     run = {"iterations": 3, "lr": 0.1, "momentum": 0.5, "device": "cpu", "protocol": "dcf-std@1"}
-    config = RunConfig(**{**common, **run, **MATCHERS[name], "class_chunk": classes})
+    config = RunConfig(**{**common, **run, **MATCHERS[name], "class_chunk": classes, **changes})
     made = Session(config, fake_data(classes=classes, shape=(3, 8, 8), train=8).to(device))
     made.engine.prepare()
     made.initialise()
@@ -173,12 +174,38 @@ def trainings(networks, together):
         return sum(count for name, count in card.operations.items() if name not in VIEWS)
 
 
+def test_an_optimiser_moves_all_weights_in_one_operation():
+    def moves(depth):
+        net = ConvNetFactory(ConvNetConfig(width=4, depth=depth)).create(fake_spec(3, (3, 8, 8)), 0)
+        with Card() as card:
+            net.params = {k: Far(p.detach()).requires_grad_() for k, p in net.params.items()}
+            x, y = Far(torch.randn(4, 3, 8, 8)), Far(torch.arange(4) % 3)
+            with card.watched():
+                order = shuffled(4, torch.Generator().manual_seed(0), CUDA)
+                train(net, lambda index: Batch(x[index], y[index]), order, Schedule.constant(0.1, 1))
+            return sum(count for name, count in card.operations.items() if name.startswith(("_foreach_add", "add_")))
+
+    assert moves(1) == moves(2)
+
+
 def test_networks_of_an_evaluation_share_their_operations():
     alone, two, eight = trainings(1, together=False), trainings(2, together=True), trainings(8, together=True)
     assert trainings(2, together=False) == 2 * alone
     # What each network adds: its order of every epoch, and its weights at both ends.
     assert (eight - two) / 6 < alone / 8
     assert eight < 8 * alone / 2
+
+
+def test_blocks_of_all_classes_are_one_pass():
+    counts = []
+    for classes in (2, 8):
+        with Card() as card:
+            made = session("idc", CUDA, classes, matcher="idc:match=feat,inner_loop=1,n_data=0,batch_real=4")
+            made.ctx.begin(0)
+            with card.watched():
+                block_means(made.ctx.network(), made.ctx.real(made.ctx.all_classes().classes, 4), [0, 1])
+            counts.append(card.operations.total())
+    assert counts[0] == counts[1]
 
 
 def test_a_matching_step_is_one_graph():

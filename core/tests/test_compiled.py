@@ -310,6 +310,21 @@ def test_maps_between_convolutions_are_rounded_for_a_gpu_and_nothing_else():
     assert close([found], [net(images(4))], 0.02)
 
 
+@pytest.mark.parametrize(
+    ("layer", "kept"),
+    [
+        (F.relu, True), (nn.ReLU(), True), (nn.LeakyReLU(), True), (nn.SiLU(), True), (nn.AvgPool2d(2), True),
+        (Pool("avg"), True), (nn.Sigmoid(), False), (nn.LayerNorm(6), False), (lambda x: x.flatten(1), False),
+    ],
+)  # fmt: skip
+def test_layers_that_take_maps_in_bf16_get_them_and_others_do_not(layer, kept):
+    x = torch.randn(2, 3, 6, 6, dtype=torch.bfloat16)
+    with RoundedMaps():
+        found = layer(x)
+        assert (x.dtype, x.shape[0]) == (torch.bfloat16, 2)
+    assert found.dtype == (torch.bfloat16 if kept else torch.float32)
+
+
 def test_only_convolutions_are_rounded():
     x, weight = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
     with Lowered():
