@@ -110,6 +110,8 @@ _CUDA: Final[dict[str, Any]] = {
     "CUDAGraph": Graph, "Stream": _Stream, "graph": _captured, "graph_pool_handle": lambda: (0, 1),
     "current_stream": lambda device=None: _Stream(), "stream": nullcontext, "device": nullcontext,
     "get_device_capability": lambda device=None: (9, 0),
+    "get_rng_state": lambda device=None: torch.random.get_rng_state(),
+    "set_rng_state": lambda state, device=None: torch.random.set_rng_state(state),
     "get_device_properties": lambda device=None: SimpleNamespace(total_memory=Card.memory),
 }  # fmt: skip
 

@@ -222,6 +222,29 @@ def once(kind):
     return call
 
 
+@pytest.mark.parametrize("much", [False, True])
+def test_classes_of_large_batches_have_convolutions_of_their_own_in_one_launch(much, monkeypatch):
+    net, images, labels = net_of(), numbers(2, 5, 3, 8, 8), torch.tensor([[0, 1, 2, 0, 1], [2, 2, 1, 0, 0]])
+    wanted = constant_gradients(net, None, images, labels)
+    monkeypatch.setattr(_rules, "_BUSY", 0.0 if much else float("inf"))
+    monkeypatch.setattr(_kernels, "_MADE", {})
+    with Card() as card:
+        place = Place(card)
+        far, x, y = place.net(net), place.to(images), place.to(labels)
+        with kernels(place):
+            constant_gradients(far, place, x, y)
+            (pool,) = _captured._POOLS.values()
+            (graph,) = pool.graphs
+            with card.watched():
+                found = constant_gradients(far, place, 2 * x, y)
+                assert card.launches == 1
+                found = constant_gradients(far, place, x, y)
+        groups = [args[8] for func, args, _, _ in graph.recorded if func._schema.name == "aten::convolution"]
+        groups += [args[9] for func, args, _, _ in graph.recorded if func._schema.name == "aten::convolution_backward"]
+        assert (max(groups) == 1) is much
+        assert error([place.home(t) for t in found], wanted) < 1e-5
+
+
 # --- precision --------------------------------------------------------------------------------------------------------
 
 
@@ -287,6 +310,26 @@ def test_what_cannot_be_captured_is_computed_the_plain_way_and_said_once(place, 
         r.getMessage() for r in caplog.records
     ]
     assert len(caplog.records) == 1
+
+
+class Drawing(ConvNetFactory):
+    """Makes networks that add noise."""
+
+    def build(self, spec):
+        net = super().build(spec)
+        forward = net.features
+        net.features = lambda x: forward(x + 1e-3 * torch.randn_like(x))
+        return net
+
+
+def test_a_network_that_draws_has_none_and_its_draws_are_left_alone(place, caplog):
+    far = place.net(Drawing(ConvNetConfig(width=8, depth=2)).create(SPEC, 0))
+    x, y = place.to(numbers(5, 3, 8, 8)), place.to(torch.arange(5) % 3)
+    before = torch.cuda.get_rng_state(place.device)
+    with kernels(place), caplog.at_level(logging.WARNING):
+        assert compiled.loss_gradients(far, x, y) is None
+    assert "draws random numbers" in caplog.text
+    assert torch.equal(before, torch.cuda.get_rng_state(place.device))
 
 
 def test_a_kernel_that_does_not_read_what_it_is_given_is_found_out(place, caplog, monkeypatch):

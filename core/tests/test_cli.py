@@ -420,6 +420,24 @@ def test_doctor_fails_when_something_is_broken(monkeypatch, capsys):
     assert {"name": "sick", "status": "broken", "text": "ImportError: libcudart.so is missing"} in told["findings"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "compiler", "says"),
+    [
+        ("bf16", "g++", "compiled kernels, in bf16"), ("fp32", "g++", "has no bf16"),
+        ("other", "g++", "no compiled kernels"), ("bf16", None, "no compiled kernels"),
+    ],
+)  # fmt: skip
+def test_doctor_says_what_long_runs_are_computed_with(kind, compiler, says, monkeypatch, capsys):
+    from dcf.cli import doctor
+
+    monkeypatch.setattr("dcf.compiled.arithmetic", lambda device: kind)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: compiler)
+    assert main(["doctor", "--json"]) == 0
+    (found,) = [f for f in json.loads(capsys.readouterr().out)["findings"] if f["name"] == "kernels"]
+    assert says in found["text"]
+    assert (found["status"] == "ok") is (kind != "other" and compiler is not None)
+
+
 def test_doctor_notices_a_directory_that_cannot_be_written(monkeypatch, capsys, tmp_path):
     from dcf.cli import doctor
 

@@ -89,9 +89,7 @@ def _child(case: Case, options: argparse.Namespace, device: torch.device, found:
     else:
         side = published_side(load(path, case.checkout), case, data)  # type: ignore[arg-type]
     with allowed(options.precision, device):
-        if options.child == "ours":
-            side.step()
-        return highest(side.step, device)
+        return highest(side.step, device, side.step if options.child == "ours" else None)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import subprocess
 import sys
@@ -20,14 +21,29 @@ def in_process(module: str, *arguments: str) -> float:
     return float(printed.strip().splitlines()[-1])
 
 
-def highest(call: Callable[[], object], device: torch.device | None = None) -> float:
-    """Megabytes at the highest during a call, above those just before: resident ones, or those allocated on a GPU."""
+def highest(
+    call: Callable[[], object], device: torch.device | None = None, first: Callable[[], object] | None = None
+) -> float:
+    """Megabytes at the highest during a call, above those just before: resident ones, or those reserved on a GPU.
+
+    Args:
+        call: What is measured.
+        device: Where it computes; a CPU by default.
+        first: Done before, such as what compiles. On a GPU it counts, too: captured graphs keep what they work in.
+    """
     gc.collect()
     if device is not None and device.type == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        before = torch.cuda.memory_reserved(device)
+        (first or call)()
         call()
-        return round((torch.cuda.max_memory_allocated(device) - before) / 1e6, 1)
+        return round((torch.cuda.max_memory_reserved(device) - before) / 1e6, 1)
+    if first is not None:
+        first()
+    gc.collect()
+    # Pages that the first call left behind would be taken again by this one, and not be seen.
+    ctypes.CDLL(None).malloc_trim(0)
     # Sets the highest back to the present (proc(5)).
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     resident = _resident("VmRSS")

@@ -8,14 +8,13 @@ there is nothing to gain: one network already keeps it busy.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
 from dcf import compiled
-from dcf.compiled import multiplications
 from dcf.networks.base import NetworkState
 from dcf.schedule import Schedule
 from dcf.training import Accuracy, Augmentation, Fetch, Order, Trained, cross_entropy, hard_labels, optimizer_for
@@ -25,10 +24,6 @@ if TYPE_CHECKING:
     from dcf.data.real import Split
 
 __all__ = ["Learner", "accuracies_together", "suits", "train_together"]
-
-#: Multiplications of one network's step above which a GPU has enough to do with it alone: a millisecond or so, about as
-#: long as its few hundred operations take to launch. Reckoned, not measured.
-_BUSY: Final = 2e10
 
 
 class Learner(NamedTuple):
@@ -59,7 +54,7 @@ def suits(state: NetworkState, shape: tuple[int, int, int], batch: int, device: 
     draws = any(isinstance(m, nn.modules.dropout._DropoutNd) for m in state.module.modules())
     if device.type != "cuda" or state.buffers or draws:
         return False
-    return 3 * batch * multiplications(state, shape) < _BUSY
+    return not compiled.busy(state, shape, batch)
 
 
 @torch.enable_grad()

@@ -81,10 +81,13 @@ def _compute() -> Iterator[Finding]:
     yield Finding("torch", "ok", f"{torch.__version__}, built for {torch.version.cuda or 'the CPU only'}")
     yield Finding("threads", "ok", f"{torch.get_num_threads()} (OMP_NUM_THREADS changes it)")
     yield Finding("cpu", "ok", str(torch.backends.cpu.get_cpu_capability()))
+    from dcf.compiled import arithmetic
+
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)
-        name = torch.cuda.get_device_name(number)
-        yield Finding(f"cuda:{number}", "ok", f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
+        name, kind = torch.cuda.get_device_name(number), arithmetic(torch.device("cuda", number))
+        room = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+        yield Finding(f"cuda:{number}", "ok", f"{name}, {room}; long runs use CUDA graphs, in {kind} where that suits")
     if not torch.cuda.is_available():
         yield Finding("cuda", "note", "no CUDA device; runs use the CPU")
     from dcf.runtime import keep_freed_pages
@@ -93,7 +96,19 @@ def _compute() -> Iterator[Finding]:
     text = "keeps freed pages" if kept else "cannot be told to keep freed pages; CPU runs are slower"
     yield Finding("allocator", "ok" if kept else "note", text)
     compiler = next((c for c in (os.environ.get("CXX"), "g++", "clang++", "cl") if c and shutil.which(c)), None)
-    yield Finding("compiler", "ok" if compiler else "note", compiler or "no C++ compiler; torch.compile is not used")
+    yield Finding("compiler", "ok" if compiler else "note", compiler or "no C++ compiler")
+    yield _kernels(arithmetic(torch.device("cpu")) if compiler else "other")
+
+
+def _kernels(kind: str) -> Finding:
+    """What long runs on the processor are computed with; `kind` is what it multiplies, "other" where nothing suits."""
+    if kind == "bf16":
+        return Finding("kernels", "ok", "long runs use compiled kernels, in bf16 where that suits")
+    if kind == "fp32":
+        return Finding(
+            "kernels", "ok", "long runs use compiled kernels, in fp32: this processor does not multiply bf16"
+        )
+    return Finding("kernels", "note", "no compiled kernels, for want of a C++ compiler or AVX2; CPU runs are slower")
 
 
 def _plugins() -> Iterator[Finding]:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from dcf.compiled._kernels import Kind, forget_captured, has_kernel, kernel_for, seconds_spent
-from dcf.compiled._rules import activations, arithmetic, multiplications, worthwhile
+from dcf.compiled._rules import activations, arithmetic, busy, multiplications, worthwhile
 from dcf.networks.base import NetworkState
 
 __all__ = [
@@ -38,6 +38,8 @@ __all__ = [
     "Usage",
     "activations",
     "allowed",
+    "arithmetic",
+    "busy",
     "class_gradients",
     "classify",
     "embed",

@@ -47,6 +47,7 @@ def captured(function: Function, inputs: Sequence[Tensor], differentiable: bool)
 
     Raises:
         RuntimeError: When something in it cannot be captured.
+        ValueError: When it draws random numbers.
     """
     forward = _Capture(_constant(function, leaves=not differentiable), inputs)
     if not differentiable:
@@ -85,11 +86,15 @@ class _Capture:
     def _capture(self, function: Function, device: torch.device) -> Tensor:
         here = torch.cuda.current_stream(device)
         pool = _POOLS.get(device) or _Pool(device)
+        drawn = torch.cuda.get_rng_state(device)
         pool.stream.wait_stream(here)
         with torch.cuda.stream(pool.stream):
             for _ in range(_WARM_UP):
                 function(*self.inputs)
         here.wait_stream(pool.stream)
+        if not torch.equal(drawn, torch.cuda.get_rng_state(device)):
+            torch.cuda.set_rng_state(drawn, device)  # as if nobody had tried
+            raise ValueError("the network draws random numbers")
         # Another thread may read images ahead meanwhile, which must not break the capture. The outer context is for
         # versions of torch that do not leave the stream of a capture that fails.
         handle, mode = pool.handle, "thread_local"

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 from torch.nn import functional as F
 
-from dcf.compiled._rules import Kind
+from dcf.compiled._rules import Kind, busy
 from dcf.networks.base import NetworkState
 
 __all__ = ["FUNCTIONS", "Kernel"]
@@ -89,7 +89,19 @@ def _of_classes(net: NetworkState, graph: bool) -> Kernel:
 
 
 def _class_gradients(net: NetworkState, data: int) -> Kernel:
-    return _of_classes(net, graph=False)
+    """Under `vmap` gradients of weights become grouped convolutions, which large batches do better without.
+
+    Class after class is no slower to launch in a captured kernel, and only one class's maps are there at a time.
+    """
+    together, alone = _of_classes(net, graph=False), _gradient(net, data)
+
+    def gradients(x: Tensor, y: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        if not busy(net, tuple(x.shape[2:]), x.shape[1]):
+            return together(x, y, *weights)
+        each = [alone(images, labels, *weights)[2:] for images, labels in zip(x, y, strict=True)]
+        return tuple(torch.stack(parts) for parts in zip(*each, strict=True))
+
+    return gradients
 
 
 def _matched_classes(net: NetworkState, data: int) -> Kernel:

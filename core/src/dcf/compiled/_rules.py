@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dcf.compiled._lower import Rounded
 from dcf.networks.base import NetworkState
 
-__all__ = ["Kind", "Processor", "activations", "arithmetic", "multiplications", "processor", "worthwhile"]
+__all__ = ["Kind", "Processor", "activations", "arithmetic", "busy", "multiplications", "processor", "worthwhile"]
 
 
 #: In which precision kernels compute on a processor or a GPU, if it has any that are faster there.
@@ -26,6 +26,9 @@ Processor: TypeAlias = Literal["bf16", "fp32", "other"]
 _LESS_SAVED: Final = 4
 #: Calls from which a kernel pays on a GPU: making it takes as long as a dozen of them, most of it launching.
 _LEAST_CALLS: Final = 30
+#: Multiplications above which a GPU has enough to do: a millisecond or so, about as long as the few hundred operations
+#: of a step take to launch. Reckoned, not measured.
+_BUSY: Final = 2e10
 #: Of NVIDIA GPUs, the first that multiply bf16.
 _AMPERE: Final = (8, 0)
 
@@ -114,6 +117,11 @@ def worthwhile(kind: Kind, net: NetworkState, images: Tensor, calls: int, strict
         return calls >= _LEAST_CALLS
     shape = tuple(int(n) for n in images.shape[1:])
     return len(images) * calls * kind.passes * multiplications(net, shape) >= kind.least(strict)
+
+
+def busy(net: NetworkState, shape: tuple[int, ...], batch: int) -> bool:
+    """Whether the gradient of so many images of `shape` is enough work for a GPU, so that more at once gain nothing."""
+    return Kind.GRADIENT.passes * batch * multiplications(net, shape) >= _BUSY
 
 
 def multiplications(net: NetworkState, shape: tuple[int, ...]) -> int:
