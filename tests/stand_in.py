@@ -30,6 +30,8 @@ _READS: Final = frozenset(
 )
 #: Methods that bring values to the host.
 _HOME: Final = (Tensor.cpu, Tensor.tolist, Tensor.numpy, Tensor.item)
+#: Bytes that a driver takes from memory that is not pinned before the work that waits is done.
+_TAKEN_AT_ONCE: Final = 1 << 16
 #: Functions that make a tensor of numbers of the host, and send it.
 _MADE: Final = (torch.tensor, torch.as_tensor)
 
@@ -134,6 +136,7 @@ class Card(TorchFunctionMode):
         self.waits: Counter[str] = Counter()
         self.operations: Counter[str] = Counter()
         self.launches = 0
+        self.pinned: list[Tensor] = []
         self.capturing: Graph | None = None
         self.watching = False
         self._patched = [
@@ -196,6 +199,9 @@ class Card(TorchFunctionMode):
             return torch.utils.swap_tensors(args[0], made)  # the object stays, as it does where devices are real
         if func is Tensor.to:
             return self._to(*args, **kwargs)
+        if func is Tensor.pin_memory:
+            self.pinned.append(args[0])
+            return args[0]
         if func in _HOME and isinstance(args[0], Far):
             self._wait(f"{func.__name__}()")
             return func(near(args[0]), *args[1:], **kwargs)
@@ -217,6 +223,8 @@ class Card(TorchFunctionMode):
         if far and not isinstance(tensor, Far):
             if waits:
                 self._wait("a copy to the device that blocks")
+            elif tensor.nbytes > _TAKEN_AT_ONCE and not any(tensor is one for one in self.pinned):
+                self._wait("a large copy to the device from memory that is not pinned")
             tensor = self._wrapped(tensor)
         elif not far and isinstance(tensor, Far):
             self._wait("a copy to the host")

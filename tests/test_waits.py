@@ -21,6 +21,7 @@ from dcf.networks.options import ConvNetConfig
 from dcf.runconfig import RunConfig
 from dcf.runtime import precision_of
 from dcf.schedule import Schedule
+from dcf.sending import send
 from dcf.session import Session
 from dcf.testing import fake_data, fake_spec
 from dcf.together import Learner, train_together
@@ -113,6 +114,17 @@ def test_the_log_finds_what_waits():
             card.waits.clear()
             wait()
             assert card.waits.total() >= 1
+
+
+def test_what_is_sent_is_pinned_where_it_is_large():
+    with Card() as card, card.watched():
+        small, large = torch.ones(1 << 14), torch.ones((1 << 14) + 1)
+        assert [type(send(t, CUDA)) for t in (small, large)] == [Far, Far]
+        assert [t.numel() for t in card.pinned] == [large.numel()]
+        assert not card.waits
+        large.clone().to(CUDA, non_blocking=True)
+        assert card.waits.total() == 1
+    assert send(large, "cpu") is large
 
 
 @pytest.mark.parametrize("name", ["dm", "dc"])

@@ -143,6 +143,12 @@ def test_tables_of_methods(tmp_path):
         ('[[method]]\nspec = "random"\nseed = 1', "'seed' is the same for all methods"),
         ('[[method]]\nspec = "random"\nfoo = 1', "has no option 'foo'"),
         ("[[method]]\niterations = 1", "expected a 'spec', a 'recipe' or a 'matcher'"),
+        (
+            '[[method]]\nmatcher = "dm"\n[method.sweep]\n"param.r" = []',
+            "sweep of 'param.r': expected at least one value",
+        ),
+        ('[[method]]\nspec = "dm"\nmatcher = "dc"', "'matcher' and the spec 'dm' say the same thing twice"),
+        ('[[method]]\nspec = "dm+pixels"\nparam = "lowrank:r=2"', "'param' and the spec 'dm+pixels' say the same"),
         ('[[method]]\nspec = "rndom"', "no recipe, matcher or selector named 'rndom'"),
         ('[[method]]\nspec = "random"\n[[method]]\nspec = "random"', "two methods are called 'random'"),
     ],

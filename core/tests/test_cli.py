@@ -95,6 +95,16 @@ def test_every_exception_becomes_a_message_and_a_status(problem, status, says):
     assert says in message
 
 
+def test_an_interruption_while_the_program_is_imported_says_so_too(capsys, monkeypatch):
+    class Interrupted:
+        def __getattr__(self, name):
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "dcf.cli.entry", Interrupted())
+    assert main(["--help"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
 def test_a_command_that_is_interrupted_says_so_once(capsys, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt

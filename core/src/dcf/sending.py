@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 from torch import Tensor
 
 __all__ = ["send"]
+
+#: Bytes that a driver takes at once from memory that is not pinned; what is larger may wait for the work before it.
+_TAKEN_AT_ONCE: Final = 1 << 16
 
 
 def send(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
@@ -19,4 +24,7 @@ def send(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None =
         device: Where it is wanted.
         dtype: What it becomes; its own by default.
     """
-    return tensor.to(device, tensor.dtype if dtype is None else dtype, non_blocking=tensor.device.type == "cpu")
+    from_host = tensor.device.type == "cpu"
+    if from_host and torch.device(device).type == "cuda" and tensor.nbytes > _TAKEN_AT_ONCE:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, tensor.dtype if dtype is None else dtype, non_blocking=from_host)

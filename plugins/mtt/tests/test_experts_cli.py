@@ -123,6 +123,8 @@ def test_check_advises_to_make_again_what_is_damaged_and_not_to_get_it_again(tmp
         (["train", "--data", "digitz"], "did you mean 'digits'"),
         (["train", "--recipe", "dc"], "expected one of the matcher 'mtt'"),
         (["train", "--set", "matcher.lr_exper=1"], "did you mean 'lr_expert'"),
+        (["train", "--set", "lr=3"], "--set lr: no expert depends on that"),
+        (["train", "--set", "optim.images.lr=3"], "such as matcher.lr_expert"),
         (["train", "--device", "tpu"], "--device tpu"),
     ],
 )

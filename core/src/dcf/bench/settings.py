@@ -52,6 +52,12 @@ def _text_lists(value: Any) -> Any:
     return {k: tuple(map(value_text, v)) if isinstance(v, (list, tuple)) else (value_text(v),) for k, v in flat}
 
 
+def _require_values(sweep: Mapping[str, tuple[str, ...]]) -> None:
+    for key, values in sweep.items():
+        if not values:
+            raise ValueError(f"sweep of '{key}': expected at least one value")
+
+
 Several = Annotated[tuple[str, ...], BeforeValidator(_several)]
 Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_several)]
 Changes = Annotated[dict[str, str], BeforeValidator(_texts)]
@@ -65,6 +71,11 @@ class MethodTable(Config):
     spec: str = Field("", description="the method as on the command line, such as 'NAME+lowrank:r=2'")
     set: Changes = Field(default_factory=dict, description="component options by dotted key")
     sweep: Sweep = Field(default_factory=dict, description="values to run it with, by dotted key")
+
+    @model_validator(mode="after")
+    def _sweeps_over_something(self) -> Self:
+        _require_values(self.sweep)
+        return self
 
 
 class BenchSettings(Config):
@@ -101,9 +112,7 @@ class BenchSettings(Config):
     def _budgets_are_budgets(self) -> Self:
         for text in self.budgets:
             require_budget(text)
-        for key, values in self.sweep.items():
-            if not values:
-                raise ValueError(f"sweep of '{key}': expected at least one value")
+        _require_values(self.sweep)
         return self
 
     @property
@@ -219,6 +228,9 @@ def _from_table(table: Mapping[str, Any], number: int) -> Method:
         base = parse_method(head.spec) if head.spec else Method("", {})
     except SpecError as error:
         raise error.with_flag(f"{where}: spec") from None
+    named = {"recipe", "matcher"} & set(rest)
+    for key in sorted(set(base.settings) & set(rest) | (named if head.spec else set())):
+        raise UsageError(f"{where}: '{key}' and the spec '{head.spec}' say the same thing twice; leave one of them out")
     settings = {**base.settings, **rest}
     if not {"recipe", "matcher"} & set(settings):
         raise UsageError(f"{where}: expected a 'spec', a 'recipe' or a 'matcher'")

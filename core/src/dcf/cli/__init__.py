@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
-from dcf.cli.entry import main
+import sys
+from collections.abc import Sequence
 
 __all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; see `dcf.cli.entry.main`."""
+    try:
+        from dcf.cli.entry import main as run
+    except KeyboardInterrupt:  # within the time that importing takes
+        sys.stderr.write("error: interrupted\n")
+        return 130
+    return run(argv)

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from dcf.config import Config as BaseConfig
 from dcf.errors import UsageError
 from dcf.seeding import global_seed
+from dcf.sending import send
 from dcf.types import DataSpec
 
 __all__ = ["Network", "NetworkFactory", "NetworkState"]
@@ -68,7 +69,7 @@ class NetworkFactory:
         with global_seed(seed, *stream):
             module = self.build(spec)
         # It comes from the CPU, so a GPU need not finish its other work first.
-        state = NetworkState(module.to(device, non_blocking=True))
+        state = NetworkState(module._apply(lambda tensor: send(tensor, device)))  # type: ignore[no-untyped-call]
         state.origin = (type(self), self.config.model_dump_json(), spec)
         return state
 

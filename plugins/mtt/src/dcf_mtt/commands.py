@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +29,8 @@ __all__ = ["add_to", "check", "show", "train"]
 
 #: Epochs that are trained where neither the user nor a recipe says how many; as published.
 _EPOCHS = 50
+#: What experts depend on.
+_PARTS = frozenset({"matcher", "network", "augment", "data"})
 _NOTHING = "no experts are kept yet; train some: dcf experts train --data NAME"
 
 
@@ -76,13 +79,25 @@ def train(
     try:
         options = {"data": data, "network": network, "augment": augment, "device": device, "evaluate": False}
         chosen = options if recipe is not None else {**options, "matcher": "mtt"}
-        request = resolve(chosen, recipe, set_options(change or ()))
+        changes = set_options(change or ())
+        _require_use(changes)
+        request = resolve(chosen, recipe, changes)
     except dcf.UsageError as error:
         raise in_flags(error) from None
     name = parse_one(str(request.settings["matcher"])).name
     if name != "mtt":
         raise dcf.UsageError(f"--recipe {recipe}: expected one of the matcher 'mtt', which has experts, got '{name}'")
     _train(request, counts, recipe is not None, json)
+
+
+def _require_use(changes: Mapping[str, Any]) -> None:
+    """Refuse what would change nothing about experts."""
+    for key in changes:
+        if key.partition(".")[0] not in _PARTS or "." not in key:
+            raise dcf.UsageError(
+                f"--set {key}: no expert depends on that; expected an option of the matcher, network, augmentation or "
+                "data, such as matcher.lr_expert (see: dcf describe mtt)"
+            )
 
 
 def _counts(given: dict[str, str | None]) -> Counts:
