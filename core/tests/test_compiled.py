@@ -10,13 +10,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.fx import symbolic_trace
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 import dcf
 from dcf import compiled
-from dcf.compiled import _blocks, _kernels, _rules
+from dcf.compiled import _blocks, _folding, _kernels, _rules
 from dcf.compiled._lower import Lowered, RoundedMaps
 from dcf.compiled._rules import Kind, multiplications, worthwhile
 from dcf.data.real import Split
@@ -275,7 +276,8 @@ def test_with_strict_precision_nothing_is_rounded():
 
     wanted = gradient()
     with Lowered("none"):
-        assert all(close([a], [b], 1e-6) for a, b in zip(gradient(), wanted, strict=True))
+        found = gradient()
+    assert all(close([a], [b], 1e-6) for a, b in zip(found, wanted, strict=True))
     with Lowered("derivatives"):
         value, derivative = gradient()
     assert close([value], [wanted[0]], 1e-6)
@@ -388,6 +390,62 @@ def test_gradients_that_are_differentiated_further_have_a_kernel(precise, soft):
         found = matched(net, x, y, target)
     assert [key[0] for key, kernel in _kernels._MADE.items() if kernel] == [Kind.MATCHED]
     assert all(close(some, others, 1e-4) for some, others in zip(found, wanted, strict=True))
+
+
+class Detaching(TinyFactory):
+    """Makes networks that hold a part of themselves constant."""
+
+    def build(self, spec):
+        net = super().build(spec)
+        forward = net.features
+        net.features = lambda x: forward(x) + forward(x).detach()
+        return net
+
+
+@pytest.mark.parametrize("precision", ["default", "strict"])
+def test_what_a_network_detaches_itself_stays_detached(precision, uncompiled):
+    net, x = Detaching().create(SPEC, 0), torch.stack([images(6, c) for c in range(3)])
+    y = torch.arange(3)[:, None].expand(-1, 6)
+    target = class_gradients(net, torch.stack([images(8, c) for c in range(3)]), torch.arange(3)[:, None].expand(-1, 8))
+    wanted = matched(net, x, y, target)
+    with compiled.allowed(precision, CPU):
+        found = matched(net, x, y, target)
+    assert [key[0] for key, kernel in _kernels._MADE.items() if kernel] == [Kind.MATCHED]
+    tolerance = 0.02 if precision == "default" else 1e-4
+    assert all(close(some, others, tolerance) for some, others in zip(found, wanted, strict=True))
+
+
+def test_what_autograd_detached_is_attached_again():
+    """A version of torch that detaches what it saves writes the first of two factors so."""
+    graph = symbolic_trace(lambda x: torch.ops.aten.mul(torch.ops.aten.detach.default(x), x))
+    _folding.attach(graph)
+    graph.recompile()
+    x = torch.full((1,), 3.0, requires_grad=True)
+    assert float(torch.autograd.grad(graph(x).sum(), x)[0]) == 6.0
+
+
+def test_a_kernel_whose_image_gradient_alone_is_wrong_is_not_used(exact, monkeypatch, caplog):
+    class Cut(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            return 0.5 * g
+
+    whole = _kernels._compiled
+
+    def halved(plain, inputs, rounded, differentiable):
+        kernel = whole(plain, inputs, rounded, differentiable)
+        return lambda x, *rest: kernel(Cut.apply(x), *rest)
+
+    monkeypatch.setattr(_kernels, "_compiled", halved)
+    y = torch.zeros(1, 6, dtype=torch.long)
+    with compiled.allowed("default", CPU), caplog.at_level(logging.WARNING):
+        class_gradients(net_of(), images(6)[None].requires_grad_(), y, create_graph=True)
+    assert "is off by 0.5" in caplog.text
+    assert list(_kernels._MADE.values()) == [None]
 
 
 def test_without_images_to_learn_gradients_are_computed_the_plain_way(uncompiled):

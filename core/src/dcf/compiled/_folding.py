@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 
 from dcf.compiled import _blocks, _lower
 
-__all__ = ["nothing_to_fuse", "tidy"]
+__all__ = ["attach", "nothing_to_fuse", "tidy"]
 
 #: Operations that take maps in bf16, and where their arguments say whether the maps that they yield are; None: never.
 _LOW: Final = {_blocks.FORWARD: 4, _blocks.BACKWARD: 6, _blocks.TWICE: None}
@@ -46,6 +46,16 @@ def tidy(graph: GraphModule) -> None:
             _mask_unused(node)
     graph.graph.eliminate_dead_code()
     graph.recompile()
+
+
+def attach(graph: GraphModule) -> None:
+    """Let a graph be differentiated through what autograd saved for the derivatives in it; in place.
+
+    Older versions of torch write that they detach what they save, which is no part of the function.
+    """
+    for node in graph.graph.nodes:
+        if node.target is torch.ops.aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
 
 
 def nothing_to_fuse(graph: GraphModule) -> bool:

@@ -45,7 +45,7 @@ def _gradient(net: NetworkState, data: int) -> Kernel:
             logits = net(x, dict(zip(net.params, weights, strict=True)))
             loss = F.cross_entropy(logits, y)
             found = torch.autograd.grad(loss, weights, materialize_grads=True)
-        return (loss.detach(), logits.detach(), *found)
+        return (loss, logits, *found)
 
     return gradient
 
@@ -69,7 +69,7 @@ def _products(net: NetworkState, data: int) -> Kernel:
             gradient = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
             dot = torch.stack([(g * c).sum() for g, c in zip(gradient, cotangent, strict=True)]).sum()
             found = torch.autograd.grad(dot, (*weights, x, *soft), materialize_grads=True)
-        return (*(g.detach() for g in gradient), *found)
+        return (*gradient, *found)
 
     return products
 

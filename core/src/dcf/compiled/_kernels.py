@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from dcf.compiled import _captured
-from dcf.compiled._folding import nothing_to_fuse, tidy
+from dcf.compiled._folding import attach, nothing_to_fuse, tidy
 from dcf.compiled._functions import FUNCTIONS, Kernel
 from dcf.compiled._lower import Lowered, Rounded, RoundedMaps
 from dcf.compiled._rules import Kind
@@ -34,10 +34,10 @@ _MADE: dict[Hashable, Kernel | None] = {}
 _TOLD: set[str] = set()
 #: Seconds that making each of them took.
 _SECONDS: dict[Hashable, float] = {}
-#: What a kernel may differ by from the plain way, relative to the norm of all results together. bf16 costs some
-#: percent where a gradient nearly cancels, fp32 the mask of a ReLU at its kink; a network that was misunderstood is
-#: off by its whole size.
-_DIFFERENCE: Final[dict[Rounded, float]] = {"all": 0.3, "derivatives": 0.3, "none": 0.01}
+#: What a kernel may differ by from the plain way, relative to the norm of all results together, or of their image
+#: gradient. bf16 costs some percent where a gradient nearly cancels, fp32 the mask of a ReLU at its kink; a network
+#: that was misunderstood is off by its whole size.
+_DIFFERENCE: Final[dict[Rounded, float]] = {"all": 0.3, "derivatives": 0.3, "none": 0.02}
 
 
 def kernel_for(
@@ -104,15 +104,14 @@ def _make(kind: Kind, rounded: Rounded, net: NetworkState, data: int, inputs: li
     try:
         with _quiet():
             kernel = (_launched_as_one if on_gpu else _compiled)(plain, inputs, rounded, kind.differentiable)
-            results = _with_image_gradient if kind.differentiable else _results
-            found, wanted = results(kernel, inputs), results(plain, inputs)
+            offs = list(_differences(kernel, plain, inputs, kind.differentiable))
     except Exception as problem:  # compilers fail in many ways, and a run can do without
         reason = (str(problem).strip().splitlines() or [""])[0][:120]
         text = f"no {made} kernels: {type(problem).__name__}: {reason}; computing the plain way"
         log.log(logging.DEBUG if text in _TOLD else logging.WARNING, "%s", text)
         _TOLD.add(text)
         return None
-    off = _difference(found, wanted)
+    off = float(torch.tensor(offs).max())  # NaN if any is
     if not off <= _DIFFERENCE[rounded]:
         log.warning("the %s kernel of this network is off by %.2g; computing the plain way", made, off)
         return None
@@ -136,6 +135,8 @@ def _compiled(plain: Kernel, inputs: list[Tensor], rounded: Rounded, differentia
             return plain(*tensors)
 
     graph = make_fx(lowered)(*_leaves(inputs))
+    if differentiable:
+        attach(graph)
     tidy(graph)
     if any("rand" in str(node.target) or "dropout" in str(node.target) for node in graph.graph.nodes):
         raise ValueError("the network draws random numbers")
@@ -162,17 +163,24 @@ def _without_graph(kernel: Kernel, tensors: Sequence[Tensor]) -> tuple[Tensor, .
         return tuple(kernel(*tensors))
 
 
-def _results(function: Kernel, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return function(*_leaves(inputs))
+def _differences(kernel: Kernel, plain: Kernel, inputs: Sequence[Tensor], differentiable: bool) -> Iterator[float]:
+    """How far a kernel is off, in its results and, apart from these, in their image gradient."""
+    if not differentiable:
+        yield _difference(kernel(*_leaves(inputs)), plain(*_leaves(inputs)))
+        return
+    (found, towards), (wanted, rightly) = (_with_image_gradient(each, inputs) for each in (kernel, plain))
+    yield _difference(found, wanted)
+    yield _difference([towards], [rightly])
 
 
-def _with_image_gradient(function: Kernel, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _with_image_gradient(function: Kernel, inputs: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Tensor]:
     """The results, and the gradient in the images of half their squares."""
     images = inputs[0].detach().requires_grad_()
     rest = [t.detach().requires_grad_(t.requires_grad) for t in inputs[1:]]
     with torch.enable_grad():
         found = function(images, *rest)
-        return (*found, *torch.autograd.grad(torch.stack([t.square().sum() for t in found]).sum() / 2, [images]))
+        (gradient,) = torch.autograd.grad(torch.stack([t.square().sum() for t in found]).sum() / 2, [images])
+    return found, gradient
 
 
 def _leaves(inputs: Sequence[Tensor]) -> list[Tensor]:

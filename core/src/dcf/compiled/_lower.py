@@ -20,6 +20,7 @@ Rounded: TypeAlias = Literal["all", "derivatives", "none"]
 
 #: What is replaced by a product with a mask.
 _RELUS: Final = (torch.relu, F.relu, Tensor.relu)
+_DETACHING: Final = (torch.detach, Tensor.detach, Tensor.data.__get__)  # type: ignore[attr-defined]
 
 
 class Lowered(TorchFunctionMode):
@@ -53,6 +54,8 @@ class Lowered(TorchFunctionMode):
             return self._relu(args[0])
         if func is mean_of_four:
             return self._pool(args[0])
+        if func in _DETACHING:
+            return _constant(args[0])
         return func(*args, **(kwargs or {}))
 
     def _norm(
@@ -110,6 +113,20 @@ def _rounded(value: Any) -> Any:
 def _widened(value: Any) -> Any:
     low = isinstance(value, Tensor) and value.dtype == torch.bfloat16
     return value.to(torch.float32) if low else value
+
+
+@torch.library.custom_op("dcf::constant", mutates_args=(), device_types="cpu")
+def _constant(x: Tensor) -> Tensor:
+    """The same values, detached: a traced graph does not tell whether the network did that or autograd."""
+    return x.clone()
+
+
+@_constant.register_fake
+def _constant_like(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+_constant.register_autograd(lambda ctx, g: None)
 
 
 class _Normed(NamedTuple):
@@ -205,7 +222,7 @@ _CONVOLUTIONS: Final[dict[Rounded, Callable[..., Tensor]]] = {
 
 def _relu(x: Tensor) -> Tensor:
     # A mask of booleans takes the compiler's loops ten times as long to store as one of numbers.
-    return x * (x.detach() > 0).to(x.dtype)
+    return x * (x > 0).to(x.dtype)
 
 
 def _mean_of_four(x: Tensor) -> Tensor:
