@@ -444,8 +444,23 @@ def test_a_kernel_whose_image_gradient_alone_is_wrong_is_not_used(exact, monkeyp
     y = torch.zeros(1, 6, dtype=torch.long)
     with compiled.allowed("default", CPU), caplog.at_level(logging.WARNING):
         class_gradients(net_of(), images(6)[None].requires_grad_(), y, create_graph=True)
-    assert "is off by 0.5" in caplog.text
+    assert "its derivative by 0.5" in caplog.text
     assert list(_kernels._MADE.values()) == [None]
+
+
+def test_a_kernel_whose_gradient_in_weights_alone_is_wrong_is_not_used(exact, monkeypatch, caplog):
+    whole = _kernels._compiled
+
+    def without(plain, inputs, rounded, differentiable):
+        kernel = whole(plain, inputs, rounded, differentiable)
+        return lambda x, y, first, *rest: kernel(x, y, first.detach().requires_grad_(), *rest)
+
+    monkeypatch.setattr(_kernels, "_compiled", without)
+    net, x = net_of(), images(6).requires_grad_()
+    with compiled.allowed("default", CPU), caplog.at_level(logging.WARNING):
+        found = compiled.recorded_gradients(net, net.parameters(), x, torch.zeros(6, dtype=torch.long))
+    assert found is None
+    assert "its derivative by" in caplog.text
 
 
 def test_without_images_to_learn_gradients_are_computed_the_plain_way(uncompiled):
