@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import dcf
-from dcf.matching import class_gradients
+from dcf.matching import class_gradients, classes_at_a_time
 from dcf_idc.options import Distance
 
 __all__ = ["block_means", "feature_loss", "gradient_loss", "point_distance", "weights_compared"]
@@ -122,11 +122,13 @@ def block_means(net: dcf.NetworkState, images: Tensor, blocks: Sequence[int]) ->
     Raises:
         UsageError: When the network has no such block.
     """
-    if images.is_cuda and not net.batch_norms:  # one pass for all: a GPU has more to do, and less is launched
-        together = _blocks(net, images.flatten(0, 1), blocks)
-        return [output.unflatten(0, images.shape[:2]).mean(1) for output in together]
-    parts = [_blocks(net, x, blocks) for x in images]
-    return [torch.stack([output.mean(0) for output in outputs]) for outputs in zip(*parts, strict=True)]
+    # On a GPU as many at once as there is room for: it has more to do then, and less is launched.
+    size = classes_at_a_time(net, images) if images.is_cuda and not net.batch_norms else 1
+    parts = []
+    for some in torch.split(images, size):
+        outputs = _blocks(net, some.flatten(0, 1), blocks)
+        parts.append([output.unflatten(0, some.shape[:2]).mean(1) for output in outputs])
+    return [torch.cat(means) for means in zip(*parts, strict=True)]
 
 
 def _blocks(net: dcf.NetworkState, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
