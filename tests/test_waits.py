@@ -164,8 +164,8 @@ def test_classes_in_one_call_take_as_many_operations_as_one_class():
     assert gradients(8, "vmap") < loop[2] / 4
 
 
-def trainings(networks, together):
-    """Operations of two epochs, of two steps each, of some networks, without those that only look at a tensor."""
+def trainings(networks, together, captured=False):
+    """Launches of two epochs, of two steps each, of some networks, without what only looks at a tensor."""
     schedule, factory = Schedule.constant(0.1, 2), ConvNetFactory(ConvNetConfig(width=4, depth=2))
     nets = [factory.create(fake_spec(3, (3, 8, 8)), 0, number) for number in range(networks)]
     with Card() as card:
@@ -176,14 +176,21 @@ def trainings(networks, together):
 
         for net in nets:
             net.params = {k: Far(p.detach()).requires_grad_() for k, p in net.params.items()}
-        made = [Learner(net, fetch, shuffled(8, torch.Generator().manual_seed(0), CUDA)) for net in nets]
-        with card.watched():
+
+        def train_all():
+            made = [Learner(net, fetch, shuffled(8, torch.Generator().manual_seed(0), CUDA)) for net in nets]
             if together:
                 train_together(made, schedule, batch=4, momentum=0.9)
             for one in () if together else made:
                 train(one.state, one.fetch, one.order, schedule, batch=4, momentum=0.9)
+
+        with compiled.allowed("strict", CUDA) if captured else nullcontext(), compiled.expected(1000):
+            if captured:
+                train_all()
+            with card.watched():
+                train_all()
         assert card.waits.total() == 0
-        return sum(count for name, count in card.operations.items() if name not in VIEWS)
+        return card.launches + sum(count for name, count in card.operations.items() if name not in VIEWS)
 
 
 def test_an_optimiser_moves_all_weights_in_one_operation():
@@ -206,6 +213,7 @@ def test_networks_of_an_evaluation_share_their_operations():
     # What each network adds: its order of every epoch, and its weights at both ends.
     assert (eight - two) / 6 < alone / 8
     assert eight < 8 * alone / 2
+    assert trainings(8, together=True, captured=True) < 8 * alone / 5
 
 
 def test_blocks_of_all_classes_are_one_pass():
