@@ -211,7 +211,7 @@ def test_processor_is_looked_up_without_failing(monkeypatch):
     ("flags", "has"),
     [
         ("avx2 avx512f amx_bf16", "bf16"),
-        ("avx2 avx512f avx512_bf16", "bf16"),
+        ("avx2 avx512f avx512_bf16", "fp32"),
         ("avx2 avx512f avx512_vnni", "fp32"),
         ("sse4_2 avx2", "fp32"),
         ("sse4_2 avx", "other"),
@@ -223,22 +223,24 @@ def test_processors_are_told_apart(flags, has, monkeypatch):
     assert _rules.processor.__wrapped__() == has
 
 
-def test_without_products_of_bf16_kernels_are_in_fp32_and_that_is_said_once(anywhere, monkeypatch, caplog):
+@pytest.mark.parametrize(("precision", "rounded", "strict"), [("default", "blocks", False), ("strict", "none", True)])
+def test_without_matrix_units_kernels_are_in_fp32_and_that_is_said_once(
+    precision, rounded, strict, anywhere, monkeypatch, caplog
+):
     made = []
     monkeypatch.setattr(compiled, "arithmetic", lambda device: "fp32")
-    monkeypatch.setattr(compiled, "kernel_for", lambda kind, rounded, *_: made.append(rounded))
+    monkeypatch.setattr(compiled, "kernel_for", lambda kind, rounded, *_: made.append(rounded) or [1, 2, 3])
     asked = []
     monkeypatch.setattr(compiled, "worthwhile", lambda *given: asked.append(given[-1]) or True)
     compiled._tell_of_processor.cache_clear()
-    with compiled.allowed("default", CPU), compiled.noticed() as usage, caplog.at_level(logging.INFO):
+    with compiled.allowed(precision, CPU), compiled.noticed() as usage, caplog.at_level(logging.INFO):
         for _ in range(2):
             compiled.loss_gradients(net_of(), images(4), torch.zeros(4, dtype=torch.long))
-    assert made == ["none", "none"]
-    assert asked == [True, True]  # from where a kernel in fp32 pays
+    assert made == [rounded] * 2
+    assert asked == [strict] * 2, "in tiles a kernel saves as much as in bf16"
     assert not usage.kernels
-    assert [r.message for r in caplog.records if "AMX" in r.message] == [
-        "this processor does not multiply bf16 (AMX, AVX512_BF16): kernels compute in fp32"
-    ]
+    said = ["this processor has no matrix units for bf16 (AMX): kernels compute in fp32"]
+    assert [r.message for r in caplog.records if "AMX" in r.message] == (said if precision == "default" else [])
     compiled._tell_of_processor.cache_clear()
 
 

@@ -191,7 +191,7 @@ def test_a_compiler_that_is_not_there_is_no_error(monkeypatch):
 
 def faked(monkeypatch):
     """The operations, computing nothing: what a graph of them looks like."""
-    monkeypatch.setattr(_blocks, "_call", lambda *_: None)
+    monkeypatch.setattr(_blocks, "_run", lambda *_: None)
     monkeypatch.setattr(_blocks, "available", lambda channels: True)
 
 

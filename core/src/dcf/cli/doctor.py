@@ -105,7 +105,7 @@ def _kernels(kind: str) -> Finding:
     if kind == "bf16":
         return Finding("kernels", "ok", "long runs use compiled kernels, in bf16 where that suits")
     if kind == "fp32":
-        return Finding("kernels", "ok", "long runs use compiled kernels, in fp32; this processor has no bf16")
+        return Finding("kernels", "ok", "long runs use compiled kernels, in fp32; this processor has no AMX")
     return Finding("kernels", "note", "no compiled kernels, for want of a C++ compiler or AVX2; CPU runs are slower")
 
 

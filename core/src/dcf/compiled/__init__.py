@@ -1,10 +1,11 @@
 """Kernels: the parts of a run that take the time, made ahead for a network and a size of batch.
 
-On a CPU a kernel is compiled: it computes convolutions in bf16 where the processor multiplies bf16 (AMX, AVX512_BF16),
-everything else in fp32, and fuses what lies between them. Where synthetic images are differentiated, the convolutions
-of the forward pass are in fp32, too; with `--precision strict`, and on processors without bf16, everything is. On a GPU
-it is a CUDA graph: all its operations are launched as one. Convolutions and the maps between them are in bf16 there,
-but for those that synthetic images are differentiated through.
+On a CPU a kernel is compiled, and what lies between convolutions is fused. Most convolutions of 3x3 take a quarter of
+the multiplications, in fp32. Where the processor has matrix units for bf16 (AMX), convolutions are in bf16, but for
+those of forward passes that synthetic images are differentiated through. With `--precision strict` everything is in
+fp32, and all sums are taken as they are defined. On a GPU it is a CUDA graph: all its operations are launched as one.
+Convolutions and the maps between them are in bf16 there, but for those that synthetic images are differentiated
+through.
 
 Kernels are for gradients and embeddings of real and synthetic images, for training and testing, and for steps of
 unrolled training. Every function here returns None where no kernel is to be had, and the caller computes the plain way:
@@ -29,6 +30,7 @@ import torch
 from torch import Tensor
 
 from dcf.compiled._kernels import Kind, forget_captured, has_kernel, kernel_for, seconds_spent
+from dcf.compiled._lower import Rounded
 from dcf.compiled._rules import activations, arithmetic, busy, multiplications, worthwhile
 from dcf.networks.base import NetworkState
 
@@ -275,7 +277,8 @@ def recomputing_pays(
 ) -> bool:
     """Whether `gradient_products` of such a batch makes up for computing its step again; its kernel is made now.
 
-    On a CPU if it is in bf16. On a GPU always: `recorded_gradients` computes a step again there, too.
+    On a CPU if it saves multiplications or computes them in bf16. On a GPU always: `recorded_gradients` computes a step
+    again there, too.
 
     Args:
         net: The network.
@@ -284,11 +287,11 @@ def recomputing_pays(
         labels: `(N,)` class indices or `(N, K)` probabilities; likewise.
         calls: How often the caller will ask in what `expected` counts.
     """
-    kind, strict = Kind.PRODUCTS, _in_fp32(images.device)
-    if not _wanted(kind, net, images, calls) or (strict and not images.is_cuda):
+    kind, rounded = Kind.PRODUCTS, _rounded(Kind.PRODUCTS, images.device)
+    if not _wanted(kind, net, images, calls) or (rounded == "none" and not images.is_cuda):
         return False
     data = [images.detach(), labels.detach(), *(w.detach() for w in weights)]
-    return has_kernel(kind, kind.rounded(strict, images.device), net, data, weights)
+    return has_kernel(kind, rounded, net, data, weights)
 
 
 def class_gradients(
@@ -361,10 +364,9 @@ def stacked_logits(
 def _computed(
     kind: Kind, net: NetworkState, inputs: Sequence[Tensor], weights: Sequence[Tensor]
 ) -> list[Tensor] | None:
-    device = inputs[0].device
-    rounded = kind.rounded(_in_fp32(device), device)
+    rounded = _rounded(kind, inputs[0].device)
     found = kernel_for(kind, rounded, net, inputs, weights)
-    if found is not None and rounded != "none":
+    if found is not None and rounded in ("all", "derivatives"):
         for usage in _USAGE.get():
             usage.kernels = True
     return found
@@ -374,19 +376,20 @@ def _wanted(kind: Kind, net: NetworkState, images: Tensor, calls: int) -> bool:
     precision, place = _ALLOWED.get() or (None, "")
     if precision is None or images.dtype != torch.float32 or images.device.type != place:
         return False
-    if not worthwhile(kind, net, images, calls * _TIMES.get(), _in_fp32(images.device)):
+    if not worthwhile(kind, net, images, calls * _TIMES.get(), precision == "strict"):
         return False
     found = arithmetic(images.device)
     if images.device.type == "cpu" and (found == "other" or (found == "fp32" and precision == "default")):
-        _tell_of_processor("computing the plain way, in fp32" if found == "other" else "kernels compute in fp32")
+        _tell_of_processor("computing the plain way" if found == "other" else "kernels compute in fp32")
     return found != "other"
 
 
-def _in_fp32(device: torch.device) -> bool:
-    return _ALLOWED.get() == ("strict", device.type) or arithmetic(device) == "fp32"
+def _rounded(kind: Kind, device: torch.device) -> Rounded:
+    strict = _ALLOWED.get() == ("strict", device.type)
+    return "none" if strict else kind.rounded(device, arithmetic(device))
 
 
 @functools.cache
 def _tell_of_processor(instead: str) -> None:
-    """Say once for a process why what is slow is not faster."""
-    log.info("this processor does not multiply bf16 (AMX, AVX512_BF16): %s", instead)
+    """Say once for a process what is not used where a processor has it."""
+    log.info("this processor has no matrix units for bf16 (AMX): %s", instead)

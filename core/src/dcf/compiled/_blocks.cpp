@@ -265,27 +265,29 @@ void typed(void* data, int low, F function) {
 
 extern "C" {
 
-void dcf_forward(const void* x, int x_low, const float* w, const float* b, float eps, void* out, int out_low,
-                 float* mean, float* rstd, int64_t n, int64_t h, int64_t width) {
+int dcf_forward(const void* x, int x_low, const float* w, const float* b, float eps, void* out, int out_low,
+                float* mean, float* rstd, int64_t n, int64_t h, int64_t width) {
     typed(x, x_low, [&](auto* x_) {
         typed(out, out_low, [&](auto* out_) { forward(x_, w, b, eps, out_, mean, rstd, n, h, width); });
     });
+    return 0;
 }
 
-void dcf_backward(const void* g, int g_low, const void* x, int x_low, const float* w, const float* b,
-                  const float* mean, const float* rstd, void* gx, int gx_low, float* gw, float* gb, int64_t n,
-                  int64_t h, int64_t width) {
+int dcf_backward(const void* g, int g_low, const void* x, int x_low, const float* w, const float* b,
+                 const float* mean, const float* rstd, void* gx, int gx_low, float* gw, float* gb, int64_t n,
+                 int64_t h, int64_t width) {
     typed(g, g_low, [&](auto* g_) {
         typed(x, x_low, [&](auto* x_) {
             typed(gx, gx_low,
                   [&](auto* gx_) { backward(g_, x_, w, b, mean, rstd, gx_, gw, gb, n, h, width); });
         });
     });
+    return 0;
 }
 
-void dcf_twice(const void* a, int a_low, const float* alpha, const float* beta, const void* g, int g_low,
-               const void* x, int x_low, const float* w, const float* b, const float* mean, const float* rstd,
-               float* dg, float* dx, float* dw, int64_t n, int64_t h, int64_t width) {
+int dcf_twice(const void* a, int a_low, const float* alpha, const float* beta, const void* g, int g_low,
+              const void* x, int x_low, const float* w, const float* b, const float* mean, const float* rstd,
+              float* dg, float* dx, float* dw, int64_t n, int64_t h, int64_t width) {
     typed(a, a_low, [&](auto* a_) {
         typed(g, g_low, [&](auto* g_) {
             typed(x, x_low, [&](auto* x_) {
@@ -293,6 +295,7 @@ void dcf_twice(const void* a, int a_low, const float* alpha, const float* beta, 
             });
         });
     });
+    return 0;
 }
 
 }  // extern "C"

@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from dcf.compiled._library import address, call, last, library
+
 __all__ = ["BACKWARD", "FORWARD", "TWICE", "available", "norm_relu_pool"]
 
-log = logging.getLogger(__name__)
+_SOURCE: Final = "_blocks"
+_run = functools.partial(call, _SOURCE)
 
 
 def available(channels: int) -> bool:
     """Whether the operation can be had for so many channels; it is compiled now if it was not yet."""
-    return _library(channels) is not None
+    return library(_SOURCE, channels) is not None
 
 
 def norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
@@ -40,43 +41,12 @@ def norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -
     return pooled
 
 
-@functools.cache
-def _library(channels: int) -> ctypes.CDLL | None:
-    try:
-        from torch._inductor.codecache import CppCodeCache
-
-        source = Path(__file__).with_name("_blocks.cpp").read_text(encoding="ascii")
-        # The compiler's own loops are vectorised ahead; these are not.
-        flags = ("-ftree-loop-vectorize", "-ffp-contract=fast")
-        found: ctypes.CDLL = CppCodeCache.load(f"#define DCF_CHANNELS {channels}\n{source}", extra_flags=flags)
-    except Exception as problem:  # a private interface of a compiler that may not be there; one can do without
-        log.debug("no fused norms: %s: %s", type(problem).__name__, str(problem)[:300])
-        return None
-    return found
-
-
-def _call(name: str, channels: int, *given: Any) -> None:
-    """Call a function of the library; a tensor of images is passed as its address and whether it is in bf16."""
-    library = _library(channels)
-    if library is None:
-        raise RuntimeError("the fused norm was asked for where it cannot be compiled")
-    getattr(library, name)(*given)
-
-
-def _at(x: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(x.data_ptr())
-
-
 def _maps(x: Tensor) -> tuple[ctypes.c_void_p, ctypes.c_int]:
-    return _at(x), ctypes.c_int(x.dtype == torch.bfloat16)
+    return address(x), ctypes.c_int(x.dtype == torch.bfloat16)
 
 
 def _sizes(x: Tensor) -> tuple[ctypes.c_int64, ...]:
     return tuple(ctypes.c_int64(n) for n in (x.shape[0], *x.shape[2:]))
-
-
-def _last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _empty(x: Tensor, height: int, width: int, low: bool) -> Tensor:
@@ -88,11 +58,11 @@ def _empty(x: Tensor, height: int, width: int, low: bool) -> Tensor:
 @torch.library.custom_op("dcf::norm_relu_pool", mutates_args=(), device_types="cpu")
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, low: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Pooled maps, in bf16 where they are to be low, and means and reciprocal deviations `(N, C)` of each image."""
-    x, weight, bias = _last(x), weight.contiguous(), bias.contiguous()
+    x, weight, bias = last(x), weight.contiguous(), bias.contiguous()
     pooled, mean, rstd = _forward_like(x, weight, bias, eps, low)
-    _call(
-        "dcf_forward", x.shape[1], *_maps(x), _at(weight), _at(bias), ctypes.c_float(eps), *_maps(pooled), _at(mean),
-        _at(rstd), *_sizes(x),
+    _run(
+        "dcf_forward", x.shape[1], *_maps(x), address(weight), address(bias), ctypes.c_float(eps), *_maps(pooled),
+        address(mean), address(rstd), *_sizes(x),
     )  # fmt: skip
     return pooled, mean, rstd
 
@@ -108,11 +78,11 @@ def _backward(
     g: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, low: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients in the maps, in bf16 where they are to be low, and `(N, C)` in weight and bias, each image's own."""
-    g, x, weight, bias = _last(g), _last(x), weight.contiguous(), bias.contiguous()
+    g, x, weight, bias = last(g), last(x), weight.contiguous(), bias.contiguous()
     gx, gw, gb = _backward_like(g, x, weight, bias, mean, rstd, low)
-    _call(
-        "dcf_backward", x.shape[1], *_maps(g), *_maps(x), _at(weight), _at(bias), _at(mean), _at(rstd), *_maps(gx),
-        _at(gw), _at(gb), *_sizes(x),
+    _run(
+        "dcf_backward", x.shape[1], *_maps(g), *_maps(x), address(weight), address(bias), address(mean), address(rstd),
+        *_maps(gx), address(gw), address(gb), *_sizes(x),
     )  # fmt: skip
     return gx, gw, gb
 
@@ -130,12 +100,12 @@ def _twice(
     g: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """What a cotangent of the gradients comes to in g, in the maps, and `(N, C)` in the weight."""
-    a, g, x = _last(a), _last(g), _last(x)
+    a, g, x = last(a), last(g), last(x)
     alpha, beta, weight, bias = (t.contiguous() for t in (alpha, beta, weight, bias))
     dg, dx, dw = _twice_like(a, alpha, beta, g, x, weight, bias, mean, rstd)
-    _call(
-        "dcf_twice", x.shape[1], *_maps(a), _at(alpha), _at(beta), *_maps(g), *_maps(x), _at(weight), _at(bias),
-        _at(mean), _at(rstd), _at(dg), _at(dx), _at(dw), *_sizes(x),
+    _run(
+        "dcf_twice", x.shape[1], *_maps(a), address(alpha), address(beta), *_maps(g), *_maps(x), address(weight),
+        address(bias), address(mean), address(rstd), address(dg), address(dx), address(dw), *_sizes(x),
     )  # fmt: skip
     return dg, dx, dw
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch.fx import GraphModule, Node
 
-from dcf.compiled import _blocks, _lower
+from dcf.compiled import _blocks, _convolutions, _first, _lower
 
 __all__ = ["attach", "nothing_to_fuse", "tidy"]
 
@@ -17,6 +17,8 @@ _LOW: Final = {_blocks.FORWARD: 4, _blocks.BACKWARD: 6, _blocks.TWICE: None}
 #: Operations on maps that are as fast one by one as in compiled loops.
 _WHOLE: Final = (
     *_LOW,
+    *_convolutions.OPERATIONS,
+    *_first.OPERATIONS,
     _lower.EXACT,
     operator.getitem,
     torch.ops.aten.convolution.default,

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from dcf.compiled import _blocks
+from dcf.compiled import _blocks, _convolutions, _first
 from dcf.networks.layers import mean_of_four
 
 __all__ = ["EXACT", "Lowered", "Rounded", "RoundedMaps"]
 
-#: Which convolutions are computed in bf16; the others are in fp32.
-Rounded: TypeAlias = Literal["all", "derivatives", "none"]
+#: Which convolutions are computed in bf16; the others are in fp32, and in tiles if it says so.
+Rounded: TypeAlias = Literal["all", "derivatives", "blocks", "tiled", "none"]
 
 #: What is replaced by a product with a mask.
 _RELUS: Final = (torch.relu, F.relu, Tensor.relu)
@@ -24,7 +24,7 @@ _DETACHING: Final = (torch.detach, Tensor.detach, Tensor.data.__get__)  # type: 
 
 
 class Lowered(TorchFunctionMode):
-    """Within it, convolutions are computed with channels last, most of them in bf16, and the rest in what fuses.
+    """Within it, convolutions are computed with channels last, in bf16 or in tiles, and the rest in what fuses.
 
     What goes into a convolution in bf16 is rounded to it (8 bits of precision), products are summed in fp32, what
     comes out is rounded once more and is fp32 again. Instance norm, ReLU and 2x2 means in a row are one operation.
@@ -32,13 +32,18 @@ class Lowered(TorchFunctionMode):
     Args:
         rounded: "derivatives": convolutions of the forward pass are in fp32, so that no ReLU takes a pixel for one on
             the other side of its kink; the derivatives of convolutions, of any order, are in bf16. Such a flip turns
-            a gradient by far more than the rounding of its own convolutions does. "none": nothing is in bf16.
+            a gradient by far more than the rounding of its own convolutions does. "tiled": nothing is in bf16, and
+            convolutions of 3x3 are computed in tiles where they can be. "blocks": as "tiled", and the first one is one
+            operation with norm, ReLU and means; images cannot be differentiated then. "none": nothing is in bf16.
     """
 
     def __init__(self, rounded: Rounded = "all") -> None:
         super().__init__()
         self.convolution = _CONVOLUTIONS[rounded]
-        # What instance norms yielded and ReLUs made of that, beside what went in; kept, so that no id is used again.
+        self.blocks = rounded == "blocks"
+        # What convolutions and instance norms yielded and ReLUs made of that, beside what went in; kept, so that no id
+        # is used again.
+        self._convolved: dict[int, tuple[Tensor, tuple[Tensor, Tensor, Tensor]]] = {}
         self._normed: dict[int, tuple[Tensor, _Normed]] = {}
         self._rectified: dict[int, tuple[Tensor, _Normed]] = {}
 
@@ -47,7 +52,7 @@ class Lowered(TorchFunctionMode):
     ) -> Any:
         """Replace convolutions, norms, ReLUs and pooling; everything else passes."""
         if func is torch.conv2d:
-            return self.convolution(*args, **(kwargs or {}))
+            return self._convolution(*args, **(kwargs or {}))
         if func is F.group_norm:
             return self._norm(*args, **(kwargs or {}))
         if func in _RELUS:
@@ -57,6 +62,13 @@ class Lowered(TorchFunctionMode):
         if func in _DETACHING:
             return _constant(args[0])
         return func(*args, **(kwargs or {}))
+
+    def _convolution(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **options: Any) -> Tensor:
+        found = self.convolution(x, weight, bias, *rest, **options)
+        # Of images, that is: there is nothing before them that a gradient could go to.
+        if self.blocks and bias is not None and x.grad_fn is None and _kept(x, weight, *rest, **options):
+            self._convolved[id(found)] = (found, (x, weight, bias))
+        return found
 
     def _norm(
         self, x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
@@ -77,9 +89,13 @@ class Lowered(TorchFunctionMode):
         # Norm and ReLU were computed already, while tracing; nothing depends on them then, and they are dropped.
         known = self._rectified.get(id(x))
         even = x.shape[-2] % 2 == x.shape[-1] % 2 == 0
-        if known is not None and even and _blocks.available(x.shape[1]):
-            return _blocks.norm_relu_pool(*known[1])
-        return _mean_of_four(x)
+        if known is None or not even:
+            return _mean_of_four(x)
+        _, normed = known
+        _, convolved = self._convolved.get(id(normed.x), (None, None))
+        if convolved is not None and _first.available(convolved[0].shape, convolved[1].shape):
+            return _first.first_block(*convolved, *normed[1:])
+        return _blocks.norm_relu_pool(*normed) if _blocks.available(x.shape[1]) else _mean_of_four(x)
 
 
 class RoundedMaps(TorchFunctionMode):
@@ -159,7 +175,7 @@ def _forward_in_fp32(
 ) -> Tensor:
     if isinstance(padding, str) or x.dim() != 4:
         return _in_fp32(x, weight, bias, stride, padding, dilation, groups)
-    sizes = [[n, n] if isinstance(n, int) else list(n) for n in (stride, padding, dilation)]
+    sizes = [_both(n) for n in (stride, padding, dilation)]
     found: Tensor = _exact(x, weight, bias, *sizes, groups)
     return found
 
@@ -175,7 +191,8 @@ def _exact(
     groups: int,
 ) -> Tensor:
     """A convolution in fp32 whose derivatives are in bf16: an operation of its own, as a graph would see through it."""
-    return _in_fp32(x, weight, bias, stride, padding, dilation, groups).contiguous(memory_format=torch.channels_last)
+    found = _tiled(x, weight, bias, stride, padding, dilation, groups)
+    return found.contiguous(memory_format=torch.channels_last)
 
 
 @_exact.register_fake
@@ -213,9 +230,27 @@ def _in_fp32(x: Tensor, weight: Tensor, *rest: Any, **options: Any) -> Tensor:
     return torch.conv2d(x, weight, *rest, **options)
 
 
+def _tiled(x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **options: Any) -> Tensor:
+    if _kept(x, weight, *rest, **options) and _convolutions.available(x.shape, weight.shape):
+        return _convolutions.convolution(x, weight, bias)
+    return _in_fp32(x, weight, bias, *rest, **options)
+
+
+def _kept(x: Tensor, weight: Tensor, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> bool:
+    """Whether a convolution in fp32 keeps the sides of maps, if it is 3x3."""
+    sizes = [_both(size) for size in (stride, padding, dilation)]
+    return sizes == [[1, 1]] * 3 and groups == 1 and x.dtype == weight.dtype == torch.float32
+
+
+def _both(size: Any) -> Any:
+    return [size, size] if isinstance(size, int) else size if isinstance(size, str) else list(size)
+
+
 _CONVOLUTIONS: Final[dict[Rounded, Callable[..., Tensor]]] = {
     "all": _convolution,
     "derivatives": _forward_in_fp32,
+    "blocks": _tiled,
+    "tiled": _tiled,
     "none": _in_fp32,
 }
 

@@ -64,17 +64,19 @@ class Kind(Enum):
         """Multiplications in all from which it is made; more with strict precision, where it saves less of each."""
         return self.value[2] * (_LESS_SAVED if strict else 1)
 
-    def rounded(self, strict: bool, device: torch.device) -> Rounded:
-        """Which convolutions are in bf16; with strict precision none of them.
+    def rounded(self, device: torch.device, numbers: Processor) -> Rounded:
+        """Which convolutions are in bf16 in default precision, where a device multiplies best what `numbers` says.
 
         On a GPU, the derivatives of a forward pass that images are differentiated through are not, either: a small part
         of the work there, for which torch takes TF32 by default.
         """
-        if strict:
-            return "none"
-        if self.value[3] == "all":
+        on_cpu = device.type == "cpu"
+        learned = self.value[3] != "all"
+        if numbers != "bf16":
+            return ("tiled" if learned else "blocks") if on_cpu else "none"
+        if not learned:
             return "all"
-        return "derivatives" if device.type == "cpu" else "none"
+        return "derivatives" if on_cpu else "none"
 
     @property
     def differentiable(self) -> bool:
@@ -84,12 +86,16 @@ class Kind(Enum):
 
 @functools.cache
 def processor() -> Processor:
-    """What suits the processor: "bf16" where it multiplies bf16 (AMX, AVX512_BF16), "fp32" with AVX2 alone."""
+    """What suits the processor: "bf16" with matrix units for it (AMX), "fp32" with AVX2, "other" without.
+
+    AVX512_BF16 multiplies bf16 twice as fast as fp32; tiles in fp32 (`_tiles.cpp`) take a quarter of the
+    multiplications, and round less.
+    """
     try:
         known = Path("/proc/cpuinfo").read_text(encoding="ascii") if platform.machine() == "x86_64" else ""
     except (OSError, UnicodeDecodeError):
         known = ""
-    if "amx_bf16" in known or "avx512_bf16" in known:
+    if "amx_bf16" in known:
         return "bf16"
     return "fp32" if "avx2" in known else "other"
 

@@ -1,0 +1,286 @@
+// The first block of a network in fp32: a 3x3 convolution of images that keeps their sides, instance norm, ReLU and the
+// mean of 2x2 pixels; and the gradients in its weights.
+//
+// Maps are (N, H, W, C) in memory, weights (K, C, 3, 3). Of all pixels of a map, one row of registers of channels is
+// computed at a time and stays in the cache: what lies between is never written to memory, and is computed again for the
+// gradient. Convolutions are computed in tiles, see `_filtering.hpp`; for the formulas of the norm see `_blocks.cpp`.
+// Sums are taken in an order that does not depend on the number of threads.
+
+#include "_rows.hpp"
+#include "_filtering.hpp"
+
+namespace {
+
+constexpr int64_t GROUPS = 64;  // of images, whose sums are taken apart
+constexpr int TOGETHER = 4;     // tiles whose gradients are added at once
+
+struct Block {
+    int64_t height, width, C, K;
+    const float *filters, *bias, *scale, *shift;  // (K / LANES, C, POINTS, LANES) in points; scale and shift of the norm
+
+    int64_t down() const { return (height + TILE - 1) / TILE; }
+    int64_t across() const { return (width + TILE - 1) / TILE; }
+    int64_t tiles() const { return down() * across(); }
+    int64_t pixels() const { return height * width; }
+    int64_t row() const { return (across() * TILE + 2) * C; }           // of an image with its border
+    int64_t room() const { return (down() * TILE + 2) * row(); }        // the image
+    int64_t points() const { return tiles() * C * POINTS; }             // it in points, (tiles, C, POINTS)
+    int64_t sums() const { return (POINTS * C + 3) * K; }               // gradients of all weights
+    int64_t filter(int64_t k) const { return k * C * POINTS; }          // where those of channels from k on begin
+
+    // Calls `visit` with the values of all 2x2 pixels, left to right, and the number of their window.
+    template <class F>
+    void windows(float* column, F visit) const {
+        int64_t window = 0;
+        for (int64_t y = 0; y < height; y += 2) {
+            float *top = column + y * width * LANES, *bottom = top + width * LANES;
+            for (int64_t x = 0; x < width; x += 2, ++window, top += 2 * LANES, bottom += 2 * LANES) {
+                float* const four[] = {top, top + LANES, bottom, bottom + LANES};
+                visit(four, window);
+            }
+        }
+    }
+};
+
+void transform_image(const Block& block, const float* image, float* room, float* points) {
+    const int64_t C = block.C, row = block.row();
+    std::memset(room, 0, block.room() * sizeof(float));
+    for (int64_t y = 0; y < block.height; ++y)
+        std::memcpy(room + (y + 1) * row + C, image + y * block.width * C, block.width * C * sizeof(float));
+    for (int64_t tile = 0; tile < block.tiles(); ++tile) {
+        const float* at = room + tile / block.across() * TILE * row + tile % block.across() * TILE * C;
+        for (int64_t c = 0; c < C; ++c, points += POINTS)
+            twice<float, 6, 6>(
+                pixels<float>, [&](int i) { return at[i / 6 * row + i % 6 * C + c]; },
+                [&](int p, float value) { points[p] = value; });
+    }
+}
+
+void transform_filters(const float* weight, int64_t C, int64_t K, float* to) {
+    for (int64_t k = 0; k < K; k += LANES) {
+        for (int64_t c = 0; c < C; ++c, to += POINTS * LANES) {
+            alignas(sizeof(Row)) float taps[9][LANES];
+            for (int64_t l = 0; l < LANES; ++l)
+                for (int tap = 0; tap < 9; ++tap) taps[tap][l] = weight[((k + l) * C + c) * 9 + tap];
+            twice<Row, 3, 6>(
+                weights<Row>, [&](int tap) { return get(taps[tap]); }, [&](int p, Row row) { put(to + p * LANES, row); });
+        }
+    }
+}
+
+// N tiles, whose points share what is read of the filters.
+template <int N>
+inline void convolve_tiles(const Block& block, const float* points, const float* filters, Row bias, int64_t first,
+                           float* column) {
+    Row half[N][TILE][6];
+    for (int i = 0; i < 6; ++i) {
+        Row sums[N][6] = {};
+        for (int64_t c = 0; c < block.C; ++c) {
+#pragma GCC unroll 6
+            for (int j = 0; j < 6; ++j) {
+                const int64_t p = c * POINTS + i * 6 + j;
+                const Row filter = get(filters + p * LANES);
+#pragma GCC unroll 4
+                for (int t = 0; t < N; ++t) sums[t][j] += points[(first + t) * block.C * POINTS + p] * filter;
+            }
+        }
+        for (int t = 0; t < N; ++t) {
+            Row four[TILE];
+            results(sums[t], four);
+            for (int x = 0; x < TILE; ++x) half[t][x][i] = four[x];
+        }
+    }
+    for (int t = 0; t < N; ++t) {
+        const int64_t top = (first + t) / block.across() * TILE, left = (first + t) % block.across() * TILE;
+        for (int x = 0; x < TILE && left + x < block.width; ++x) {
+            Row four[TILE];
+            results(half[t][x], four);
+            for (int y = 0; y < TILE && top + y < block.height; ++y)
+                put(column + ((top + y) * block.width + left + x) * LANES, four[y] + bias);
+        }
+    }
+}
+
+// Channels from k on, of all pixels.
+ALONE void convolve(const Block& block, const float* points, int64_t k, float* column) {
+    const float* filters = block.filters + block.filter(k);
+    const Row bias = get(block.bias + k);
+    int64_t tile = 0;
+    for (; tile + 2 <= block.tiles(); tile += 2) convolve_tiles<2>(block, points, filters, bias, tile, column);
+    for (; tile < block.tiles(); ++tile) convolve_tiles<1>(block, points, filters, bias, tile, column);
+}
+
+inline Row open(Row y) { return y > 0.0f ? Row{} + 1.0f : Row{}; }
+
+inline Row total(const Row (&four)[4]) { return (four[0] + four[1]) + (four[2] + four[3]); }
+
+void forward(const Block& block, const float* points, int64_t k, float eps, float* column, float* out, float* mean,
+             float* rstd) {
+    convolve(block, points, k, column);
+    const float pixels = block.pixels();
+    Row sums[4] = {}, squares[4] = {}, root;
+    block.windows(column, [&](float* const* four, int64_t) {
+        for (int i = 0; i < 4; ++i) sums[i] += get(four[i]);
+    });
+    const Row center = total(sums) / pixels;
+    block.windows(column, [&](float* const* four, int64_t) {
+        for (int i = 0; i < 4; ++i) {
+            const Row apart = get(four[i]) - center;
+            squares[i] += apart * apart;
+        }
+    });
+    const Row square = total(squares) / pixels;
+    for (int l = 0; l < LANES; ++l) root[l] = 1.0f / std::sqrt(square[l] + eps);
+    put(mean + k, center);
+    put(rstd + k, root);
+    const Row scale = root * get(block.scale + k), shift = get(block.shift + k) - center * scale;
+    block.windows(column, [&](float* const* four, int64_t window) {
+        Row sum{};
+        for (int i = 0; i < 4; ++i) {
+            const Row y = get(four[i]) * scale + shift;
+            sum += y * open(y);
+        }
+        put(out + window * block.K + k, 0.25f * sum);
+    });
+}
+
+// The gradient in the convolution at a tile, in points, each `next` rows of registers apart.
+inline void transform_gradient(const Block& block, const float* column, int64_t tile, float* to, int64_t next) {
+    const int64_t top = tile / block.across() * TILE, left = tile % block.across() * TILE;
+    const float* at = column + (top * block.width + left) * LANES;
+    const bool whole = top + TILE <= block.height && left + TILE <= block.width;
+    twice<Row, TILE, 6>(
+        gradients<Row>,
+        [&](int i) {
+            const int64_t y = i / TILE, x = i % TILE;
+            const bool inside = whole || (top + y < block.height && left + x < block.width);
+            return inside ? get(at + (y * block.width + x) * LANES) : Row{};
+        },
+        [&](int p, Row row) { put(to + p * next * LANES, row); });
+}
+
+// Adds what a gradient in the convolution comes to in the filters, in points, and returns its sum.
+ALONE Row add_filters(const Block& block, const float* points, const float* column, float* to) {
+    Row sum{};
+    alignas(sizeof(Row)) float found[POINTS * TOGETHER * LANES];
+    for (int64_t first = 0; first < block.tiles(); first += TOGETHER) {
+        const int64_t many = std::min<int64_t>(TOGETHER, block.tiles() - first);
+        if (many < TOGETHER) std::memset(found, 0, sizeof found);
+        for (int64_t t = 0; t < many; ++t) {
+            transform_gradient(block, column, first + t, found + t * LANES, TOGETHER);
+            sum += get(found + (SUM * TOGETHER + t) * LANES);
+        }
+        for (int64_t c = 0; c < block.C; ++c) {
+            const float* at[TOGETHER];  // those beyond the last tile are multiplied by zero
+            for (int64_t t = 0; t < TOGETHER; ++t)
+                at[t] = points + ((first + std::min(t, many - 1)) * block.C + c) * POINTS;
+            for (int p = 0; p < POINTS; ++p) {
+                float* into = to + (c * POINTS + p) * LANES;
+                Row value = get(into);
+                for (int t = 0; t < TOGETHER; ++t) value += at[t][p] * get(found + (p * TOGETHER + t) * LANES);
+                put(into, value);
+            }
+        }
+    }
+    return sum;
+}
+
+// Adds the gradients of filters, and after them, a line each, those of bias, scale and shift.
+void backward(const Block& block, const float* points, int64_t k, const float* g, const float* mean, const float* rstd,
+              float* column, float* to) {
+    convolve(block, points, k, column);
+    const float pixels = block.pixels();
+    const Row center = get(mean + k), root = get(rstd + k);
+    const Row scale = root * get(block.scale + k), shift = get(block.shift + k) - center * scale;
+    Row with_x[4] = {}, alone[4] = {};
+    block.windows(column, [&](float* const* four, int64_t window) {
+        const Row given = get(g + window * block.K + k);
+        for (int i = 0; i < 4; ++i) {
+            const Row x = get(four[i]), u = given * open(x * scale + shift);
+            with_x[i] += u * x;
+            alone[i] += u;
+        }
+    });
+    const Row sum = 0.25f * total(alone), product = (0.25f * total(with_x) - sum * center) * root;
+    const Row slope = -scale * root * product / pixels, offset = -scale * sum / pixels - slope * center;
+    block.windows(column, [&](float* const* four, int64_t window) {
+        const Row given = 0.25f * get(g + window * block.K + k);
+        for (int i = 0; i < 4; ++i) {
+            const Row x = get(four[i]), u = given * open(x * scale + shift);
+            put(four[i], u * scale + x * slope + offset);
+        }
+    });
+    const Row bias = add_filters(block, points, column, to + block.filter(k));
+    float* line = to + block.filter(block.K) + k;
+    for (Row row : {bias, product, sum}) {
+        put(line, get(line) + row);
+        line += block.K;
+    }
+}
+
+// From the sums of groups of images to gradients; the first group's memory is used.
+void finish(const Block& block, float* parts, int64_t groups, float* gw, float* gb, float* gscale, float* gshift) {
+    for (int64_t group = 1; group < groups; ++group)
+        for (int64_t i = 0; i < block.sums(); ++i) parts[i] += parts[group * block.sums() + i];
+    for (int64_t k = 0; k < block.K; k += LANES)
+        for (int64_t c = 0; c < block.C; ++c) {
+            const float* from = parts + block.filter(k) + c * POINTS * LANES;
+            twice<Row, 6, 3>(
+                filters<Row>, [&](int p) { return get(from + p * LANES); },
+                [&](int tap, Row row) {
+                    for (int64_t l = 0; l < LANES; ++l) gw[((k + l) * block.C + c) * 9 + tap] = row[l];
+                });
+        }
+    const float* line = parts + block.filter(block.K);
+    for (float* to : {gb, gscale, gshift}) {
+        std::memcpy(to, line, block.K * sizeof(float));
+        line += block.K;
+    }
+}
+
+}  // namespace
+
+// What follows returns 0, or 1 if there is not enough memory.
+extern "C" {
+
+int dcf_first(const float* x, const float* weight, const float* bias, const float* scale, const float* shift, float* out,
+              float* mean, float* rstd, float eps, int64_t n, int64_t h, int64_t w, int64_t C, int64_t K) {
+    const int threads = omp_get_max_threads();
+    const Room filters(K * C * POINTS);
+    const Block block{h, w, C, K, filters, bias, scale, shift};
+    const Room rooms(block.room(), threads), points(block.points(), threads), columns(h * w * LANES, threads);
+    if (!filters || !rooms || !points || !columns) return 1;
+    transform_filters(weight, C, K, filters);
+#pragma omp parallel for num_threads(threads)
+    for (int64_t i = 0; i < n; ++i) {
+        transform_image(block, x + i * h * w * C, rooms.mine(), points.mine());
+        for (int64_t k = 0; k < K; k += LANES)
+            forward(block, points.mine(), k, eps, columns.mine(), out + i * h * w / 4 * K, mean + i * K, rstd + i * K);
+    }
+    return 0;
+}
+
+int dcf_first_backward(const float* g, const float* x, const float* weight, const float* bias, const float* scale,
+                       const float* shift, const float* mean, const float* rstd, float* gw, float* gb, float* gscale,
+                       float* gshift, int64_t n, int64_t h, int64_t w, int64_t C, int64_t K) {
+    const int threads = omp_get_max_threads();
+    const int64_t groups = std::min(GROUPS, n);
+    const Room filters(K * C * POINTS);
+    const Block block{h, w, C, K, filters, bias, scale, shift};
+    const Room rooms(block.room(), threads), points(block.points(), threads), columns(h * w * LANES, threads);
+    const Room parts(groups * block.sums(), 1, true);
+    if (!filters || !rooms || !points || !columns || !parts) return 1;
+    transform_filters(weight, C, K, filters);
+#pragma omp parallel for num_threads(threads)
+    for (int64_t group = 0; group < groups; ++group)
+        for (int64_t i = group * n / groups; i < (group + 1) * n / groups; ++i) {
+            transform_image(block, x + i * h * w * C, rooms.mine(), points.mine());
+            for (int64_t k = 0; k < K; k += LANES)
+                backward(block, points.mine(), k, g + i * h * w / 4 * K, mean + i * K, rstd + i * K, columns.mine(),
+                         parts + group * block.sums());
+        }
+    finish(block, parts, groups, gw, gb, gscale, gshift);
+    return 0;
+}
+
+}  // extern "C"

@@ -1,0 +1,101 @@
+// Rows of registers, memory, and products of matrices in fp32: what `_tiles.cpp` and `_few.cpp` are made of.
+
+#pragma once
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+namespace {
+
+// What is inlined into several functions is kept in registers in some of them alone.
+#define ALONE __attribute__((noinline))
+
+#ifdef __AVX512F__
+typedef float Row __attribute__((vector_size(64)));
+constexpr int COLUMNS = 4;  // rows of registers that a product fills at once
+#else
+typedef float Row __attribute__((vector_size(32)));
+constexpr int COLUMNS = 2;
+#endif
+constexpr int LANES = sizeof(Row) / sizeof(float), LINES = 6;
+
+inline Row get(const float* from) {
+    Row row;
+    std::memcpy(&row, from, sizeof row);
+    return row;
+}
+
+inline void put(float* to, Row row) { std::memcpy(to, &row, sizeof row); }
+
+// Aligned memory, of each thread its own; what it holds is unknown, or zero. Null if there is not as much.
+class Room {
+  public:
+    explicit Room(int64_t values, int threads = 1, bool clear = false)
+        : size_((values + LANES - 1) / LANES * LANES),
+          data_(static_cast<float*>(std::aligned_alloc(sizeof(Row), threads * size_ * sizeof(float)))) {
+        if (data_ && clear) std::memset(data_, 0, threads * size_ * sizeof(float));
+    }
+    ~Room() { std::free(data_); }
+    Room(const Room&) = delete;
+    Room& operator=(const Room&) = delete;
+    operator float*() const { return data_; }
+    float* mine() const { return data_ + omp_get_thread_num() * size_; }
+
+  private:
+    int64_t size_;
+    float* data_;
+};
+
+// --- products of matrices ------------------------------------------------------------------------------------------
+
+// A matrix by steps of its inner dimension: where the next line and the next step are.
+struct Left {
+    const float* at;
+    int64_t line, step;
+};
+
+// c[r, j] = (what was there +) sum over s of a[r, s] b[s, j], for R lines and K rows of registers; b and c have `width`.
+template <int R, int K>
+inline void block(Left a, const float* b, float* c, int64_t width, int64_t steps, bool add) {
+    Row sums[R][K];
+    for (int r = 0; r < R; ++r)
+        for (int k = 0; k < K; ++k) sums[r][k] = add ? get(c + r * width + k * LANES) : Row{};
+    for (int64_t s = 0; s < steps; ++s) {
+        Row row[K];
+        for (int k = 0; k < K; ++k) row[k] = get(b + s * width + k * LANES);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+            const float value = a.at[r * a.line + s * a.step];
+#pragma GCC unroll 16
+            for (int k = 0; k < K; ++k) sums[r][k] += value * row[k];
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int k = 0; k < K; ++k) put(c + r * width + k * LANES, sums[r][k]);
+}
+
+// All lines, R at a time, those that are left half as many at a time.
+template <int R, int K>
+void lines(Left a, int64_t many, const float* b, float* c, int64_t width, int64_t steps, bool add) {
+    int64_t i = 0;
+    for (; i + R <= many; i += R)
+        block<R, K>({a.at + i * a.line, a.line, a.step}, b, c + i * width, width, steps, add);
+    if constexpr (R > 1)
+        lines<R / 2, K>({a.at + i * a.line, a.line, a.step}, many - i, b, c + i * width, width, steps, add);
+}
+
+// Columns from `first` to `end` of a product of `many` lines.
+void product(Left a, int64_t many, const float* b, float* c, int64_t width, int64_t first, int64_t end, int64_t steps,
+             bool add) {
+    int64_t j = first;
+    for (; j + COLUMNS * LANES <= end; j += COLUMNS * LANES)
+        lines<LINES, COLUMNS>(a, many, b + j, c + j, width, steps, add);
+    for (; j < end; j += LANES) lines<LINES, 1>(a, many, b + j, c + j, width, steps, add);
+}
+
+}  // namespace

@@ -1,0 +1,180 @@
+// 3x3 convolutions in fp32 that keep the sides of maps (stride 1, padding 1), and their gradients, with many channels.
+//
+// Maps are (N, H, W, C) in memory, weights (K, C, 3, 3). Convolutions are computed in tiles of 4x4 pixels by minimal
+// filtering, F(4x4, 3x3) (Winograd, Arithmetic Complexity of Computations, 1980; Lavin and Gray, Fast Algorithms for
+// Convolutional Neural Networks, CVPR 2016): 36 multiplications where the definition has 144; see `_filtering.hpp`. The
+// gradient in the images is a convolution with the filters turned.
+//
+// Sums are taken in an order that does not depend on the number of threads. What is not a number spreads to its tile.
+
+#include "_rows.hpp"
+#include "_filtering.hpp"
+
+namespace {
+
+constexpr int64_t BLOCK = 48, LONG_BLOCK = 128;
+// Between the points of a block, so that they do not fall on the same lines of the cache.
+constexpr int64_t GAP = 32;
+
+// Where the tiles of maps are.
+struct Tiles {
+    int64_t height, width, down, across, all;
+
+    Tiles(int64_t n, int64_t h, int64_t w)
+        : height(h), width(w), down((h + TILE - 1) / TILE), across((w + TILE - 1) / TILE), all(n * down * across) {}
+
+    // Addresses of `side` x `side` pixels from `offset` before the tile on; of zeros outside of the map.
+    template <int side>
+    void find(const float* maps, const float* zeros, int64_t tile, int64_t offset, int64_t channels,
+              const float** at) const {
+        const float* map = maps + tile / (down * across) * height * width * channels;
+        const int64_t top = tile / across % down * TILE - offset, left = tile % across * TILE - offset;
+        for (int64_t i = 0; i < side * side; ++i) {
+            const int64_t y = top + i / side, x = left + i % side;
+            const bool inside = y >= 0 && y < height && x >= 0 && x < width;
+            at[i] = inside ? map + (y * width + x) * channels : zeros;
+        }
+    }
+};
+
+// Transformed pixels of a tile, point by point `next` apart.
+template <int side, class F>
+inline void transform(F along, const float* const* at, int64_t channels, float* to, int64_t next) {
+    for (int64_t c = 0; c < channels; c += LANES) {
+        twice<Row, side, 6>(
+            along, [&](int i) { return get(at[i] + c); }, [&](int p, Row row) { put(to + p * next + c, row); });
+    }
+}
+
+void write(const float* from, int64_t next, const float* bias, const Tiles& tiles, int64_t tile, int64_t channels,
+           float* maps) {
+    const int64_t top = tile / tiles.across % tiles.down * TILE, left = tile % tiles.across * TILE;
+    const int64_t rows = std::min<int64_t>(TILE, tiles.height - top);
+    const int64_t columns = std::min<int64_t>(TILE, tiles.width - left);
+    float* map = maps + tile / (tiles.down * tiles.across) * tiles.height * tiles.width * channels;
+    for (int64_t c = 0; c < channels; c += LANES) {
+        const Row shift = bias ? get(bias + c) : Row{};
+        twice<Row, 6, TILE>(
+            results<Row>, [&](int p) { return get(from + p * next + c); },
+            [&](int i, Row row) {
+                const int64_t y = i / TILE, x = i % TILE;
+                if (y < rows && x < columns)
+                    put(map + ((top + y) * tiles.width + left + x) * channels + c, row + shift);
+            });
+    }
+}
+
+// Filters for a convolution from `from` to `to` channels, (POINTS, from, to); turned: for the gradient in its images.
+void transform_filters(const float* weight, bool turned, int64_t from, int64_t to, float* u) {
+    const int64_t line = turned ? 9 * to : 9, column = turned ? 9 : 9 * from;
+#pragma omp parallel for
+    for (int64_t i = 0; i < from; ++i) {
+        for (int64_t j = 0; j < to; j += LANES) {
+            alignas(sizeof(Row)) float taps[9][LANES];
+            for (int64_t l = 0; l < LANES; ++l)
+                for (int tap = 0; tap < 9; ++tap)
+                    taps[tap][l] = weight[i * line + (j + l) * column + (turned ? 8 - tap : tap)];
+            twice<Row, 3, 6>(
+                weights<Row>, [&](int tap) { return get(taps[tap]); },
+                [&](int p, Row row) { put(u + (p * from + i) * to + j, row); });
+        }
+    }
+}
+
+// A convolution from `from` to `to` channels with transformed filters.
+bool tiled(const float* x, const float* u, const float* bias, float* out, const Tiles& tiles, int64_t from,
+           int64_t to) {
+    const int threads = omp_get_max_threads();
+    const int64_t share = (tiles.all + threads - 1) / threads;
+    const int64_t size = std::min<int64_t>(BLOCK, share);
+    const int64_t before = size * from + GAP, after = size * to + GAP;
+    const Room zeros(from, 1, true), pixels_(POINTS * before, threads), results_(POINTS * after, threads);
+    if (!zeros || !pixels_ || !results_) return false;
+#pragma omp parallel num_threads(threads)
+    {
+        float *v = pixels_.mine(), *m = results_.mine();
+#pragma omp for schedule(dynamic)
+        for (int64_t first = 0; first < tiles.all; first += size) {
+            const int64_t many = std::min(size, tiles.all - first);
+            for (int64_t i = 0; i < many; ++i) {
+                const float* at[36];
+                tiles.find<6>(x, zeros, first + i, 1, from, at);
+                transform<6>(pixels<Row>, at, from, v + i * from, before);
+            }
+            for (int p = 0; p < POINTS; ++p)
+                product({v + p * before, from, 1}, many, u + p * from * to, m + p * after, to, 0, to, from, false);
+            for (int64_t i = 0; i < many; ++i) write(m + i * to, after, bias, tiles, first + i, to, out);
+        }
+    }
+    return true;
+}
+
+// Back to gradients of weights (K, C, 3, 3) from those of transformed ones (POINTS, C, K).
+void transform_back(const float* u, int64_t c, int64_t C, int64_t K, float* gw) {
+    for (int64_t k = 0; k < K; k += LANES) {
+        twice<Row, 6, 3>(
+            filters<Row>, [&](int p) { return get(u + (p * C + c) * K + k); },
+            [&](int tap, Row row) {
+                for (int l = 0; l < LANES; ++l) gw[((k + l) * C + c) * 9 + tap] = row[l];
+            });
+    }
+}
+
+bool tiled_weights(const float* x, const float* g, float* gw, float* gb, const Tiles& tiles, int64_t C, int64_t K) {
+    const int64_t before = LONG_BLOCK * C + GAP, after = LONG_BLOCK * K + GAP, half = COLUMNS * LANES;
+    const int64_t parts = (K + half - 1) / half;
+    const Room zeros(std::max(C, K), 1, true), v(POINTS * before), m(POINTS * after), u(POINTS * C * K);
+    if (!zeros || !v || !m || !u) return false;
+    std::memset(gb, 0, K * sizeof(float));
+#pragma omp parallel
+    for (int64_t first = 0; first < tiles.all; first += LONG_BLOCK) {
+        const int64_t many = std::min(LONG_BLOCK, tiles.all - first);
+#pragma omp for
+        for (int64_t i = 0; i < many; ++i) {
+            const float* at[36];
+            tiles.find<6>(x, zeros, first + i, 1, C, at);
+            transform<6>(pixels<Row>, at, C, v + i * C, before);
+            tiles.find<4>(g, zeros, first + i, 0, K, at);
+            transform<4>(gradients<Row>, at, K, m + i * K, after);
+        }
+#pragma omp for
+        for (int64_t task = 0; task < POINTS * parts; ++task) {
+            const int64_t p = task / parts, from = task % parts * half, to = std::min(K, from + half);
+            const float* d = m + p * after;
+            product({v + p * before, 1, C}, C, d, u + p * C * K, K, from, to, many, first > 0);
+            for (int64_t i = 0; p == SUM && i < many; ++i)
+                for (int64_t k = from; k < to; k += LANES) put(gb + k, get(gb + k) + get(d + i * K + k));
+        }
+    }
+#pragma omp parallel for
+    for (int64_t c = 0; c < C; ++c) transform_back(u, c, C, K, gw);
+    return true;
+}
+
+}  // namespace
+
+// What follows returns 0, or 1 if there is not enough memory.
+extern "C" {
+
+int dcf_tiles(const float* x, const float* weight, const float* bias, float* out, int64_t n, int64_t h, int64_t w,
+              int64_t C, int64_t K) {
+    const Room u(POINTS * C * K);
+    if (!u) return 1;
+    transform_filters(weight, false, C, K, u);
+    return !tiled(x, u, bias, out, Tiles(n, h, w), C, K);
+}
+
+int dcf_tiles_images(const float* g, const float* weight, float* gx, int64_t n, int64_t h, int64_t w, int64_t C,
+                     int64_t K) {
+    const Room u(POINTS * C * K);
+    if (!u) return 1;
+    transform_filters(weight, true, K, C, u);
+    return !tiled(g, u, nullptr, gx, Tiles(n, h, w), K, C);
+}
+
+int dcf_tiles_weights(const float* x, const float* g, float* gw, float* gb, int64_t n, int64_t h, int64_t w, int64_t C,
+                      int64_t K) {
+    return !tiled_weights(x, g, gw, gb, Tiles(n, h, w), C, K);
+}
+
+}  // extern "C"
