@@ -339,13 +339,14 @@ def test_only_convolutions_are_rounded():
     assert torch.equal(linear, F.linear(x.flatten(1), torch.ones(1, 192)))
 
 
+@pytest.mark.parametrize("rounded", ["all", "none"])
 @pytest.mark.parametrize(("channels", "apart"), [(1, True), (3, False)])
-def test_the_bias_of_grey_images_is_added_apart(channels, apart):
+def test_the_bias_of_grey_images_is_added_apart(channels, apart, rounded):
     x, weight = torch.randn(2, channels, 8, 8), torch.randn(4, channels, 3, 3, requires_grad=True)
     bias = torch.randn(4, requires_grad=True)
 
     def gradients(weight, bias):
-        with Lowered():
+        with Lowered(rounded):
             found = F.conv2d(x, weight, bias, padding=1)
         return (found, *torch.autograd.grad(found.square().sum(), (weight, bias)))
 

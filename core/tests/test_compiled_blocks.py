@@ -51,7 +51,7 @@ def derivatives(function, x, weight, bias):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(3, 16, 8, 6), (1, 5, 2, 2), (4, 5, 12, 4)])
+@pytest.mark.parametrize("shape", [(3, 16, 8, 6), (1, 5, 2, 2), (4, 5, 12, 4), (2, 5, 7, 7), (3, 16, 2, 5)])
 def test_value_and_both_derivatives_are_those_of_the_three_layers(library, shape):
     given = drawn(*shape), drawn(shape[1], stream="weight"), drawn(shape[1], stream="bias")
     assert off(derivatives(_blocks.norm_relu_pool, *given), derivatives(plain, *given)) < 1e-4
@@ -166,10 +166,28 @@ def test_only_instance_norm_relu_and_pooling_in_a_row_are_fused(named, change, f
     assert torch.allclose(found, three(**given), atol=1e-6)
 
 
-def test_maps_of_odd_sides_are_never_given_to_the_operation(named):
+def test_means_of_four_are_those_of_even_sides(named):
     with Lowered("none"), pytest.raises(RuntimeError, match="shape"):
         three(drawn(2, 4, 5, 8), 4, torch.ones(4), torch.ones(4))
     assert named == []
+
+
+@pytest.mark.parametrize(
+    ("sides", "window", "options", "fused"),
+    [
+        ((5, 8), (2, 2), {}, 1),
+        ((7, 7), 2, {}, 1),
+        ((7, 7), 3, {}, 0),
+        ((7, 7), 2, {"ceil_mode": True}, 0),
+        ((1, 8), (1, 2), {}, 0),
+    ],
+)
+def test_pooling_that_leaves_an_odd_row_out_is_fused_too(named, sides, window, options, fused):
+    x, weight, bias = drawn(2, 4, *sides), torch.full((4,), 2.0), torch.ones(4)
+    with Lowered("none"):
+        found = F.avg_pool2d(torch.relu(F.group_norm(x, 4, weight, bias)), window, **options)
+    assert len(named) == fused
+    assert torch.allclose(found, F.avg_pool2d(F.relu(F.group_norm(x, 4, weight, bias)), window, **options), atol=1e-6)
 
 
 def test_an_operation_that_is_not_to_be_had_is_not_used(named, monkeypatch):

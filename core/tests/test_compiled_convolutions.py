@@ -178,7 +178,9 @@ def gradients(function, x, *weights):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(3, 3, 32, 8, 12), (2, 1, 16, 14, 6), (70, 4, 16, 2, 4), (2, 2, 48, 10, 10)])
+@pytest.mark.parametrize(
+    "shape", [(3, 3, 32, 8, 12), (2, 1, 16, 14, 6), (70, 4, 16, 2, 4), (2, 2, 48, 10, 10), (70, 2, 64, 64, 64)]
+)
 def test_a_first_block_is_convolution_norm_relu_and_pooling(libraries, shape):
     x, *weights = of_block(*shape)
     assert _first.available(x.shape, weights[0].shape)
@@ -201,6 +203,17 @@ def test_a_first_block_does_not_depend_on_the_number_of_threads_and_lets_nan_thr
     seen = _first.first_block(x, *weights)
     assert seen[1].isnan().all()
     assert torch.equal(seen[[0, *range(2, 7)]], found[0][0][[0, *range(2, 7)]])
+
+
+@pytest.mark.slow
+def test_what_is_too_large_for_the_cache_is_the_same(libraries):
+    """Results of 16 MB and more are written past it."""
+    x, weight, bias, scale, shift = of_block(66, 16, 16, 64, 64)
+    parts = [_convolutions.convolution(some, weight, bias) for some in x.split(11)]
+    assert torch.equal(_convolutions.convolution(x, weight, bias), torch.cat(parts))
+    x, weight, bias, scale, shift = of_block(66, 3, 64, 64, 64)
+    parts = [_first.first_block(some, weight, bias, scale, shift) for some in x.split(11)]
+    assert torch.equal(_first.first_block(x, weight, bias, scale, shift), torch.cat(parts))
 
 
 @pytest.mark.parametrize(("shape", "has"), [((2, 3, 8, 6), True), ((2, 3, 8, 7), False), ((2, 16, 8, 8), False)])
@@ -247,6 +260,27 @@ def test_convolutions_that_keep_sides_are_computed_in_tiles(options, used, monke
     assert len(asked) == used, "strict precision takes sums as they are defined"
 
 
+@pytest.mark.parametrize("padding", [3, (2, 1), (0, 1)])
+def test_images_with_a_frame_are_computed_so_too(padding, monkeypatch):
+    asked = []
+    monkeypatch.setattr(_convolutions, "available", lambda *shapes: True)
+    monkeypatch.setattr(_convolutions, "convolution", lambda *tensors: asked.append(tensors[0]) or plain(*tensors))
+    monkeypatch.setattr(_first, "available", lambda *shapes: True)
+    monkeypatch.setattr(_first, "first_block", lambda *tensors: asked.append(tensors[0]) or three(*tensors))
+    x, weight, bias, scale, shift = of_block(2, 3, 16, 8, 8)
+    wanted = F.conv2d(x, weight, bias, padding=padding)
+    with Lowered("blocks"):
+        found = F.conv2d(x, weight, bias, padding=padding)
+        F.avg_pool2d(torch.relu(F.group_norm(found, 16, scale, shift)), 2)
+    assert torch.allclose(found, wanted, atol=1e-5)
+    assert [t.shape[2:] for t in asked] == ([] if padding == (0, 1) else [wanted.shape[2:]] * 2)
+    if asked:
+        maps, weight, _ = given(2, 16, 16, 8, 8)
+        with Lowered("tiled"):
+            F.conv2d(maps, weight, padding=padding)
+        assert len(asked) == 2, "many channels are not copied"
+
+
 def test_grouped_convolutions_and_other_numbers_are_left_alone(monkeypatch):
     monkeypatch.setattr(_convolutions, "available", lambda *shapes: pytest.fail("asked for"))
     x, weight, _ = given(2, 16, 16, 8, 8)
@@ -255,17 +289,18 @@ def test_grouped_convolutions_and_other_numbers_are_left_alone(monkeypatch):
         F.conv2d(x.double(), weight.double(), padding=1)
 
 
-def traced(kind, rounded, change=lambda net: net):
+def traced(kind, rounded):
     net = ConvNetFactory(ConvNetConfig(width=16, depth=2)).create(SPEC, 0, "net")
-    change(net)
-    function = _functions.FUNCTIONS[kind](net, 2)
+    weights = [w.detach().requires_grad_() for w in net.parameters()]
+    cotangent = [torch.ones_like(w) for w in weights] if kind is Kind.PRODUCTS else []
+    function = _functions.FUNCTIONS[kind](net, 2 + len(cotangent))
 
     def lowered(*tensors):
         with Lowered(rounded):
             return function(*tensors)
 
     x, y = drawn(6, *SPEC.shape).requires_grad_(), torch.arange(6) % 3
-    graph = make_fx(lowered)(x, y, *(w.detach().requires_grad_() for w in net.parameters()))
+    graph = make_fx(lowered)(x, y, *cotangent, *weights)
     _folding.tidy(graph)
     return graph
 
@@ -283,10 +318,12 @@ def test_a_gradient_is_nothing_but_such_operations_on_maps(faked):
     assert not count(graph, torch.ops.aten.convolution)
 
 
-def test_what_images_are_learned_through_has_no_first_block(faked):
-    graph, ops = traced(Kind.MATCHED, "tiled"), torch.ops.dcf
-    assert [count(graph, ops.convolution), count(graph, ops.convolution_weights)] == [2, 2]
+@pytest.mark.parametrize(("kind", "passes"), [(Kind.MATCHED, 1), (Kind.PRODUCTS, 3)])
+def test_what_images_are_learned_through_has_no_first_block(kind, passes, faked):
+    graph, ops = traced(kind, "tiled"), torch.ops.dcf
+    assert [count(graph, ops.convolution), count(graph, ops.convolution_weights)] == [2 * passes - (passes > 1)] * 2
     assert [count(graph, ops.first_block), count(graph, ops.norm_relu_pool)] == [0, 2]
+    assert _folding.nothing_to_fuse(graph)
 
 
 def test_kinds_say_whether_images_are_learned_through_them():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 import dcf
+from dcf import matching
 from dcf.matching import (
     batch_norm_statistics,
     class_embedding_means,
@@ -154,6 +156,24 @@ def test_gradients_are_differentiable_in_the_images(strategy):
         return sum(g.square().sum() for g in class_gradients(net, images, y[:, :1], True, strategy))
 
     assert torch.autograd.gradcheck(norm_of_gradients, x, atol=1e-6)
+
+
+def test_gradients_of_one_class_are_let_go_before_those_of_the_next(monkeypatch):
+    alive, counts = weakref.WeakSet(), []
+
+    def gradient(net, x, y, create_graph, calls):
+        counts.append(len(alive))
+        found = [x.mean() * torch.ones_like(w) for w in net.parameters()]
+        for each in found:
+            alive.add(each)
+        return found
+
+    monkeypatch.setattr(matching, "batch_gradients", gradient)
+    net, _, y = small()
+    x = torch.arange(3.0).view(3, 1, 1, 1, 1).expand(3, 5, 2, 8, 8)
+    found = class_gradients(net, x, y, strategy="loop")
+    assert max(counts) <= len(list(net.parameters())), "they would lie scattered in memory that is freed"
+    assert all(torch.equal(g[2], torch.full_like(g[2], 2.0)) for g in found)
 
 
 def test_gradients_accept_soft_labels():

@@ -105,8 +105,15 @@ def choose_strategy(images: Tensor) -> Strategy:
 
 def _looped(net: NetworkState, images: Tensor, labels: Tensor, create_graph: bool) -> list[Tensor]:
     pairs = zip(images, labels, strict=True)
-    each = [batch_gradients(net, x, y, create_graph, calls=len(images)) for x, y in pairs]
-    return [torch.stack(parts) for parts in zip(*each, strict=True)]
+    each = (batch_gradients(net, x, y, create_graph, calls=len(images)) for x, y in pairs)
+    if create_graph:
+        return [torch.stack(parts) for parts in zip(*each, strict=True)]
+    # Not kept one by one: they would lie scattered in what a class has freed, where the next one finds no room then.
+    stacked = [w.new_empty((len(images), *w.shape)) for w in net.parameters()]
+    for i, found in enumerate(each):
+        for all_classes, gradient in zip(stacked, found, strict=True):
+            all_classes[i] = gradient.detach()
+    return stacked
 
 
 def batch_gradients(

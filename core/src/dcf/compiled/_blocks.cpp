@@ -1,6 +1,7 @@
 // Instance norm, ReLU and the mean of 2x2 pixels in one pass over the maps of an image, and its two derivatives.
 //
-// Maps are (N, H, W, C) in memory, in fp32 or bf16; everything is computed in fp32. What a compiler makes of the same
+// Maps are (N, H, W, C) in memory, in fp32 or bf16; everything is computed in fp32. An odd last row or column is in no
+// window. What a compiler makes of the same
 // formulas goes through all images once for each sum, so through memory; here one image stays in the cache. An image is
 // the work of one thread, so results do not depend on how many there are.
 //
@@ -95,9 +96,9 @@ void forward(const X* x, const float* w, const float* b, float eps, O* out, floa
             scale[c] = r[c] * w[c];
             shift[c] = b[c] - center[c] * scale[c];
         }
-        O* o = out + i * (pixels / 4) * C;
-        for (int64_t row = 0; row < h; row += 2) {
-            for (int64_t column = 0; column < width; column += 2, o += C) {
+        O* o = out + i * (h / 2) * (width / 2) * C;
+        for (int64_t row = 0; row + 1 < h; row += 2) {
+            for (int64_t column = 0; column + 1 < width; column += 2, o += C) {
                 const X* top = image + (row * width + column) * C;
                 pool(top, top + width * C, scale, shift, o);
             }
@@ -118,6 +119,14 @@ struct Row {
         }
     }
 };
+
+// Calls `visit` with every pixel and its window, or -1 where it has none.
+template <class F>
+inline void each_pixel(int64_t h, int64_t width, F visit) {
+    for (int64_t y = 0, p = 0; y < h; ++y)
+        for (int64_t x = 0; x < width; ++x, ++p)
+            visit(p, y / 2 < h / 2 && x / 2 < width / 2 ? (y / 2) * (width / 2) + x / 2 : -1);
+}
 
 template <class X, class G>
 OF_ROWS add_gradient(const X* __restrict x, const G* __restrict g, const float* __restrict scale,
@@ -145,17 +154,17 @@ template <class X, class G, class O>
 void backward(const G* g, const X* x, const float* w, const float* b, const float* mean, const float* rstd, O* gx,
               float* gw, float* gb, int64_t n, int64_t h, int64_t width) {
     const int64_t pixels = h * width;
+    alignas(64) static const G none[C] = {};
 #pragma omp parallel for
     for (int64_t i = 0; i < n; ++i) {
         const X* image = x + i * pixels * C;
-        const G* from = g + i * (pixels / 4) * C;
+        const G* from = g + i * (h / 2) * (width / 2) * C;
         O* out = gx + i * pixels * C;
         const Row row(w, b, mean + i * C, rstd + i * C);
         alignas(64) float with_x[C] = {}, alone[C] = {}, slope[C], offset[C];
-        for (int64_t p = 0; p < pixels; ++p) {
-            const int64_t window = (p / width / 2) * (width / 2) + p % width / 2;
-            add_gradient(image + p * C, from + window * C, row.scale, row.shift, with_x, alone);
-        }
+        each_pixel(h, width, [&](int64_t p, int64_t window) {
+            add_gradient(image + p * C, window < 0 ? none : from + window * C, row.scale, row.shift, with_x, alone);
+        });
         ROW {
             float sum = alone[c] * 0.25f;
             float product = (with_x[c] * 0.25f - sum * row.center[c]) * row.rstd[c];
@@ -164,10 +173,10 @@ void backward(const G* g, const X* x, const float* w, const float* b, const floa
             slope[c] = -row.scale[c] * row.rstd[c] * product / pixels;
             offset[c] = -row.scale[c] * sum / pixels - slope[c] * row.center[c];
         }
-        for (int64_t p = 0; p < pixels; ++p) {
-            const int64_t window = (p / width / 2) * (width / 2) + p % width / 2;
-            put_gradient(image + p * C, from + window * C, row.scale, row.shift, slope, offset, out + p * C);
-        }
+        each_pixel(h, width, [&](int64_t p, int64_t window) {
+            const G* given = window < 0 ? none : from + window * C;
+            put_gradient(image + p * C, given, row.scale, row.shift, slope, offset, out + p * C);
+        });
     }
 }
 
@@ -212,21 +221,22 @@ template <class A, class X, class G>
 void twice(const A* a, const float* alpha, const float* beta, const G* g, const X* x, const float* w, const float* b,
            const float* mean, const float* rstd, float* dg, float* dx, float* dw, int64_t n, int64_t h,
            int64_t width) {
-    const int64_t pixels = h * width;
+    const int64_t pixels = h * width, windows = (h / 2) * (width / 2);
+    alignas(64) static const G none[C] = {};
 #pragma omp parallel for
     for (int64_t i = 0; i < n; ++i) {
         const A* given = a + i * pixels * C;
         const X* image = x + i * pixels * C;
-        const G* from = g + i * (pixels / 4) * C;
-        float *to_x = dx + i * pixels * C, *to_g = dg + i * (pixels / 4) * C;
+        const G* from = g + i * windows * C;
+        float *to_x = dx + i * pixels * C, *to_g = dg + i * windows * C;
+        alignas(64) float nobody[C] = {};
         const Row row(w, b, mean + i * C, rstd + i * C);
         const float *al = alpha + i * C, *be = beta + i * C;
         Sums sums;
         Factors f;
-        for (int64_t p = 0; p < pixels; ++p) {
-            const int64_t window = (p / width / 2) * (width / 2) + p % width / 2;
-            add_twice(given + p * C, image + p * C, from + window * C, row, sums);
-        }
+        each_pixel(h, width, [&](int64_t p, int64_t window) {
+            add_twice(given + p * C, image + p * C, window < 0 ? none : from + window * C, row, sums);
+        });
         ROW {
             float ma = sums.a[c] / pixels, mq = sums.ax[c] / pixels, mu = sums.u[c] / pixels, mb = sums.ux[c] / pixels;
             float s = sums.au[c] - ma * sums.u[c] - mq * sums.ux[c];
@@ -242,11 +252,12 @@ void twice(const A* a, const float* alpha, const float* beta, const G* g, const 
             f.u_n[c] = al[c] - scale * mq;
             f.u_1[c] = be[c] - scale * ma;
         }
-        std::memset(to_g, 0, sizeof(float) * (pixels / 4) * C);
-        for (int64_t p = 0; p < pixels; ++p) {
-            const int64_t window = (p / width / 2) * (width / 2) + p % width / 2;
-            put_twice(given + p * C, image + p * C, from + window * C, row, f, to_x + p * C, to_g + window * C);
-        }
+        std::memset(to_g, 0, sizeof(float) * windows * C);
+        each_pixel(h, width, [&](int64_t p, int64_t window) {
+            const bool has = window >= 0;
+            put_twice(given + p * C, image + p * C, has ? from + window * C : none, row, f, to_x + p * C,
+                      has ? to_g + window * C : nobody);
+        });
     }
 }
 

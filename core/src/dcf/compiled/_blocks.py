@@ -29,13 +29,13 @@ def norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -
     """Means of 2x2 pixels of the positive part of what instance norm makes of maps; twice differentiable.
 
     Args:
-        x: `(N, C, H, W)` with even sides, fp32 or bf16.
+        x: `(N, C, H, W)` with sides of 2 and more, fp32 or bf16. An odd last row or column is in no mean.
         weight: `(C,)`.
         bias: `(C,)`.
         eps: Added to the variances.
 
     Returns:
-        `(N, C, H / 2, W / 2)` in fp32, channels last in memory.
+        `(N, C, H // 2, W // 2)` in fp32, channels last in memory.
     """
     pooled: Tensor = _forward(x, weight, bias, eps, False)[0]
     return pooled

@@ -114,8 +114,8 @@ inline Row open(Row y) { return y > 0.0f ? Row{} + 1.0f : Row{}; }
 
 inline Row total(const Row (&four)[4]) { return (four[0] + four[1]) + (four[2] + four[3]); }
 
-void forward(const Block& block, const float* points, int64_t k, float eps, float* column, float* out, float* mean,
-             float* rstd) {
+void forward(const Block& block, const float* points, int64_t k, float eps, float* column, bool past, float* out,
+             float* mean, float* rstd) {
     convolve(block, points, k, column);
     const float pixels = block.pixels();
     Row sums[4] = {}, squares[4] = {}, root;
@@ -140,7 +140,8 @@ void forward(const Block& block, const float* points, int64_t k, float eps, floa
             const Row y = get(four[i]) * scale + shift;
             sum += y * open(y);
         }
-        put(out + window * block.K + k, 0.25f * sum);
+        float* to = out + window * block.K + k;
+        past ? put_past(to, 0.25f * sum) : put(to, 0.25f * sum);
     });
 }
 
@@ -251,11 +252,17 @@ int dcf_first(const float* x, const float* weight, const float* bias, const floa
     const Room rooms(block.room(), threads), points(block.points(), threads), columns(h * w * LANES, threads);
     if (!filters || !rooms || !points || !columns) return 1;
     transform_filters(weight, C, K, filters);
-#pragma omp parallel for num_threads(threads)
-    for (int64_t i = 0; i < n; ++i) {
-        transform_image(block, x + i * h * w * C, rooms.mine(), points.mine());
-        for (int64_t k = 0; k < K; k += LANES)
-            forward(block, points.mine(), k, eps, columns.mine(), out + i * h * w / 4 * K, mean + i * K, rstd + i * K);
+    const int64_t size = h * w / 4 * K;
+    const bool past = n * size >= LARGE;
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for
+        for (int64_t i = 0; i < n; ++i) {
+            transform_image(block, x + i * h * w * C, rooms.mine(), points.mine());
+            for (int64_t k = 0; k < K; k += LANES)
+                forward(block, points.mine(), k, eps, columns.mine(), past, out + i * size, mean + i * K, rstd + i * K);
+        }
+        settle();
     }
     return 0;
 }

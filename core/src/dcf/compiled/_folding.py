@@ -27,6 +27,7 @@ _WHOLE: Final = (
     torch.ops.aten.add.Tensor,
     torch.ops.aten.alias.default,
     torch.ops.aten.clone.default,
+    torch.ops.aten.constant_pad_nd.default,
     torch.ops.aten.detach.default,
     torch.ops.aten.view.default,
 )

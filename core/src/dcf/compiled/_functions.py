@@ -67,8 +67,10 @@ def _products(net: NetworkState, data: int) -> Kernel:
         with torch.enable_grad():
             loss = F.cross_entropy(net(x, dict(zip(net.params, weights, strict=True))), y)
             gradient = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
-            dot = torch.stack([(g * c).sum() for g, c in zip(gradient, cotangent, strict=True)]).sum()
-            found = torch.autograd.grad(dot, (*weights, x, *soft), materialize_grads=True)
+            # What does not depend on the weights, as of a layer that is not used, has no gradient to go on from.
+            pairs = [(g, c) for g, c in zip(gradient, cotangent, strict=True) if g.requires_grad]
+            learned, given = zip(*pairs, strict=True)
+            found = torch.autograd.grad(learned, (*weights, x, *soft), given, materialize_grads=True)
         return (*gradient, *found)
 
     return products

@@ -27,7 +27,7 @@ class Lowered(TorchFunctionMode):
     """Within it, convolutions are computed with channels last, in bf16 or in tiles, and the rest in what fuses.
 
     What goes into a convolution in bf16 is rounded to it (8 bits of precision), products are summed in fp32, what
-    comes out is rounded once more and is fp32 again. Instance norm, ReLU and 2x2 means in a row are one operation.
+    comes out is rounded once more and is fp32 again. Instance norm, ReLU and means of 2x2 in a row are one operation.
 
     Args:
         rounded: "derivatives": convolutions of the forward pass are in fp32, so that no ReLU takes a pixel for one on
@@ -58,7 +58,9 @@ class Lowered(TorchFunctionMode):
         if func in _RELUS:
             return self._relu(args[0])
         if func is mean_of_four:
-            return self._pool(args[0])
+            return self._mean_of_four(args[0])
+        if func is F.avg_pool2d:
+            return self._pool(*args, **(kwargs or {}))
         if func in _DETACHING:
             return _constant(args[0])
         return func(*args, **(kwargs or {}))
@@ -66,8 +68,10 @@ class Lowered(TorchFunctionMode):
     def _convolution(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **options: Any) -> Tensor:
         found = self.convolution(x, weight, bias, *rest, **options)
         # Of images, that is: there is nothing before them that a gradient could go to.
-        if self.blocks and bias is not None and x.grad_fn is None and _kept(x, weight, *rest, **options):
-            self._convolved[id(found)] = (found, (x, weight, bias))
+        if self.blocks and bias is not None and x.grad_fn is None:
+            framed = _framed(x, weight, *rest, **options)
+            if framed is not None:
+                self._convolved[id(found)] = (found, (framed, weight, bias))
         return found
 
     def _norm(
@@ -85,17 +89,25 @@ class Lowered(TorchFunctionMode):
             self._rectified[id(found)] = (found, self._normed[id(x)][1])
         return found
 
-    def _pool(self, x: Tensor) -> Tensor:
-        # Norm and ReLU were computed already, while tracing; nothing depends on them then, and they are dropped.
-        known = self._rectified.get(id(x))
+    def _mean_of_four(self, x: Tensor) -> Tensor:
         even = x.shape[-2] % 2 == x.shape[-1] % 2 == 0
-        if known is None or not even:
-            return _mean_of_four(x)
-        _, normed = known
+        fused = self._fused(x) if even else None
+        return _mean_of_four(x) if fused is None else fused
+
+    def _pool(self, x: Tensor, *rest: Any, **options: Any) -> Tensor:
+        # Maps of odd sides, whose last row or column is left out.
+        fused = self._fused(x) if rest in ((2,), ((2, 2),)) and not options and min(x.shape[-2:]) > 1 else None
+        return F.avg_pool2d(x, *rest, **options) if fused is None else fused
+
+    def _fused(self, x: Tensor) -> Tensor | None:
+        # Norm and ReLU were computed already, while tracing; nothing depends on them then, and they are dropped.
+        if id(x) not in self._rectified:
+            return None
+        _, normed = self._rectified[id(x)]
         _, convolved = self._convolved.get(id(normed.x), (None, None))
         if convolved is not None and _first.available(convolved[0].shape, convolved[1].shape):
             return _first.first_block(*convolved, *normed[1:])
-        return _blocks.norm_relu_pool(*normed) if _blocks.available(x.shape[1]) else _mean_of_four(x)
+        return _blocks.norm_relu_pool(*normed) if _blocks.available(x.shape[1]) else None
 
 
 class RoundedMaps(TorchFunctionMode):
@@ -156,7 +168,8 @@ class _Normed(NamedTuple):
 
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **options: Any) -> Tensor:
     low_x, low_weight = (t.to(torch.bfloat16, memory_format=torch.channels_last) for t in (x, weight))
-    # With one channel, the library takes some thirty times as long for the gradients of weight and bias together.
+    # With one channel, the library takes some thirty times as long for the gradients of weight and bias together, in
+    # fp32 as in bf16.
     apart = bias is not None and x.shape[1] == 1
     low_bias = None if bias is None or apart else bias.to(torch.bfloat16)
     found: Tensor = torch.conv2d(low_x, low_weight, low_bias, *rest, **options)
@@ -225,21 +238,35 @@ _exact.register_autograd(_derivative_in_bf16, setup_context=_keep)
 EXACT: Final = torch.ops.dcf.exact_convolution.default
 
 
-def _in_fp32(x: Tensor, weight: Tensor, *rest: Any, **options: Any) -> Tensor:
+def _in_fp32(x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **options: Any) -> Tensor:
     x, weight = (t.to(memory_format=torch.channels_last) for t in (x, weight))
-    return torch.conv2d(x, weight, *rest, **options)
+    if bias is None or x.shape[1] > 1:
+        return torch.conv2d(x, weight, bias, *rest, **options)
+    return torch.conv2d(x, weight, None, *rest, **options) + bias[:, None, None]  # see _convolution
 
 
 def _tiled(x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **options: Any) -> Tensor:
-    if _kept(x, weight, *rest, **options) and _convolutions.available(x.shape, weight.shape):
-        return _convolutions.convolution(x, weight, bias)
+    framed = _framed(x, weight, *rest, **options)
+    if framed is not None and _convolutions.available(framed.shape, weight.shape):
+        return _convolutions.convolution(framed, weight, bias)
     return _in_fp32(x, weight, bias, *rest, **options)
 
 
-def _kept(x: Tensor, weight: Tensor, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> bool:
-    """Whether a convolution in fp32 keeps the sides of maps, if it is 3x3."""
-    sizes = [_both(size) for size in (stride, padding, dilation)]
-    return sizes == [[1, 1]] * 3 and groups == 1 and x.dtype == weight.dtype == torch.float32
+def _framed(
+    x: Tensor, weight: Tensor, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Tensor | None:
+    """What a 3x3 convolution with a padding of 1 makes the same of; None where there is no such thing, or not in fp32.
+
+    That is `x` itself, or images with a frame of zeros, which networks for sides that are no power of two give them.
+    """
+    whole = [_both(stride), _both(dilation)] == [[1, 1]] * 2 and groups == 1 and x.dim() == 4
+    if not whole or isinstance(padding, str) or not x.dtype == weight.dtype == torch.float32:
+        return None
+    down, across = (size - 1 for size in _both(padding))
+    if down == across == 0:
+        return x
+    few = x.shape[1] <= _convolutions.FEW and min(down, across) >= 0
+    return F.pad(x, (across, across, down, down)) if few else None
 
 
 def _both(size: Any) -> Any:

@@ -2,6 +2,9 @@
 
 #pragma once
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
 #include <omp.h>
 
 #include <algorithm>
@@ -31,6 +34,26 @@ inline Row get(const float* from) {
 }
 
 inline void put(float* to, Row row) { std::memcpy(to, &row, sizeof row); }
+
+// Values from which results are written past the cache: reading what is overwritten would cost as much again.
+constexpr int64_t LARGE = int64_t{1} << 22;
+
+// As put, past the cache; `to` is aligned. Every thread is to call settle() after it.
+inline void put_past(float* to, Row row) {
+#if defined(__AVX512F__)
+    _mm512_stream_ps(to, reinterpret_cast<__m512&>(row));
+#elif defined(__AVX__)
+    _mm256_stream_ps(to, reinterpret_cast<__m256&>(row));
+#else
+    put(to, row);
+#endif
+}
+
+inline void settle() {
+#if defined(__AVX__)
+    _mm_sfence();
+#endif
+}
 
 // Aligned memory, of each thread its own; what it holds is unknown, or zero. Null if there is not as much.
 class Room {

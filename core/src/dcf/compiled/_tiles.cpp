@@ -12,16 +12,19 @@
 
 namespace {
 
-constexpr int64_t BLOCK = 48, LONG_BLOCK = 128;
+constexpr int64_t BLOCK = 48, LONG_BLOCK = 64;
 // Between the points of a block, so that they do not fall on the same lines of the cache.
 constexpr int64_t GAP = 32;
 
 // Where the tiles of maps are.
 struct Tiles {
-    int64_t height, width, down, across, all;
+    int64_t count, height, width, down, across, all;
 
     Tiles(int64_t n, int64_t h, int64_t w)
-        : height(h), width(w), down((h + TILE - 1) / TILE), across((w + TILE - 1) / TILE), all(n * down * across) {}
+        : count(n), height(h), width(w), down((h + TILE - 1) / TILE), across((w + TILE - 1) / TILE),
+          all(n * down * across) {}
+
+    int64_t values(int64_t channels) const { return count * height * width * channels; }
 
     // Addresses of `side` x `side` pixels from `offset` before the tile on; of zeros outside of the map.
     template <int side>
@@ -52,14 +55,15 @@ void write(const float* from, int64_t next, const float* bias, const Tiles& tile
     const int64_t rows = std::min<int64_t>(TILE, tiles.height - top);
     const int64_t columns = std::min<int64_t>(TILE, tiles.width - left);
     float* map = maps + tile / (tiles.down * tiles.across) * tiles.height * tiles.width * channels;
+    const bool past = tiles.values(channels) >= LARGE;
     for (int64_t c = 0; c < channels; c += LANES) {
         const Row shift = bias ? get(bias + c) : Row{};
         twice<Row, 6, TILE>(
             results<Row>, [&](int p) { return get(from + p * next + c); },
             [&](int i, Row row) {
                 const int64_t y = i / TILE, x = i % TILE;
-                if (y < rows && x < columns)
-                    put(map + ((top + y) * tiles.width + left + x) * channels + c, row + shift);
+                float* to = map + ((top + y) * tiles.width + left + x) * channels + c;
+                if (y < rows && x < columns) past ? put_past(to, row + shift) : put(to, row + shift);
             });
     }
 }
@@ -105,6 +109,7 @@ bool tiled(const float* x, const float* u, const float* bias, float* out, const 
                 product({v + p * before, from, 1}, many, u + p * from * to, m + p * after, to, 0, to, from, false);
             for (int64_t i = 0; i < many; ++i) write(m + i * to, after, bias, tiles, first + i, to, out);
         }
+        settle();
     }
     return true;
 }

@@ -13,7 +13,7 @@ from dcf.matching import Metric, batch_gradients, class_gradients, gradient_dist
 __all__ = ["class_coupling", "contrastive", "joint_distance", "mean_gradient", "mean_gradient_parts", "passes", "pull"]
 
 #: Images that go through a network in one forward pass on a CPU; more are slower there.
-CPU_IMAGES = 128
+CPU_IMAGES = 256
 
 #: Pixels that go through a network in one forward pass elsewhere: 4096 images of 32 x 32.
 DEVICE_PIXELS = 4096 * 32 * 32
