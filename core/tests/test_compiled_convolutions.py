@@ -84,15 +84,20 @@ def test_any_layout_in_memory_will_do_and_a_bias_is_not_needed(libraries, shape)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [TILED[2], TILED[4], FEW[0], FEW[3]])
-def test_results_do_not_depend_on_the_number_of_threads(libraries, shape):
-    before, found = torch.get_num_threads(), []
+def test_only_gradients_of_weights_in_tiles_depend_on_the_number_of_threads_and_by_rounding_alone(libraries, shape):
+    (x, weight, bias), ops = given(*shape), torch.ops.dcf
+    g, before, found = drawn(shape[0], shape[2], *shape[3:], stream="g"), torch.get_num_threads(), []
     try:
-        for threads in (1, 3):
+        for threads in (1, 3, 3):
             torch.set_num_threads(threads)
-            found.append(derivatives(_convolutions.convolution, *given(*shape)))
+            maps = [ops.convolution(x, weight, bias), ops.convolution_images(g, weight)]
+            found.append((maps, ops.convolution_weights(x, g)))
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    (maps, weights), (others, of_three), (_, again) = found
+    assert all(torch.equal(a, b) for a, b in zip(maps, others, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(of_three, again, strict=True))
+    assert off(of_three, [w.double() for w in weights]) < (1e-5 if shape in TILED else 1e-12)
 
 
 @pytest.mark.slow

@@ -180,7 +180,7 @@ int dcf_few_images(const float* g, const float* weight, float* gx, int64_t n, in
         float *room = rooms.mine(), *given = rows.mine();
         std::memset(room, 0, maps.values() * sizeof(float));
         for (int64_t y = 0; y < h; ++y) {
-            product({g + (i * h + y) * w * K, K, 1}, w, u, given, width, 0, width, K, false);
+            product({g + (i * h + y) * w * K, K, 1}, w, u, given, width, width, K, false);
             add_row(maps, given, width, room + y * maps.row);
         }
         maps.empty(room, gx + i * h * w * C);

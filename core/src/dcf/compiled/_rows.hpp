@@ -112,13 +112,13 @@ void lines(Left a, int64_t many, const float* b, float* c, int64_t width, int64_
         lines<R / 2, K>({a.at + i * a.line, a.line, a.step}, many - i, b, c + i * width, width, steps, add);
 }
 
-// Columns from `first` to `end` of a product of `many` lines.
-void product(Left a, int64_t many, const float* b, float* c, int64_t width, int64_t first, int64_t end, int64_t steps,
-             bool add) {
-    int64_t j = first;
-    for (; j + COLUMNS * LANES <= end; j += COLUMNS * LANES)
+// c (many x columns) = (what was there +) a (many x steps) b (steps x columns), of matrices whose lines have `width`.
+inline void product(Left a, int64_t many, const float* b, float* c, int64_t columns, int64_t width, int64_t steps,
+                    bool add) {
+    int64_t j = 0;
+    for (; j + COLUMNS * LANES <= columns; j += COLUMNS * LANES)
         lines<LINES, COLUMNS>(a, many, b + j, c + j, width, steps, add);
-    for (; j < end; j += LANES) lines<LINES, 1>(a, many, b + j, c + j, width, steps, add);
+    for (; j < columns; j += LANES) lines<LINES, 1>(a, many, b + j, c + j, width, steps, add);
 }
 
 }  // namespace

@@ -5,14 +5,16 @@
 // Convolutional Neural Networks, CVPR 2016): 36 multiplications where the definition has 144; see `_filtering.hpp`. The
 // gradient in the images is a convolution with the filters turned.
 //
-// Sums are taken in an order that does not depend on the number of threads. What is not a number spreads to its tile.
+// Gradients in the weights are summed in an order that depends on the number of threads; nothing else does. What is not a
+// number spreads to its tile.
 
 #include "_rows.hpp"
 #include "_filtering.hpp"
 
 namespace {
 
-constexpr int64_t BLOCK = 48, LONG_BLOCK = 64;
+constexpr int64_t BLOCK = 48;  // tiles that are worked on at once
+constexpr int64_t MOST_SUMS = int64_t{1} << 26;  // values of sums of all threads
 // Between the points of a block, so that they do not fall on the same lines of the cache.
 constexpr int64_t GAP = 32;
 
@@ -106,7 +108,7 @@ bool tiled(const float* x, const float* u, const float* bias, float* out, const 
                 transform<6>(pixels<Row>, at, from, v + i * from, before);
             }
             for (int p = 0; p < POINTS; ++p)
-                product({v + p * before, from, 1}, many, u + p * from * to, m + p * after, to, 0, to, from, false);
+                product({v + p * before, from, 1}, many, u + p * from * to, m + p * after, to, to, from, false);
             for (int64_t i = 0; i < many; ++i) write(m + i * to, after, bias, tiles, first + i, to, out);
         }
         settle();
@@ -114,45 +116,71 @@ bool tiled(const float* x, const float* u, const float* bias, float* out, const 
     return true;
 }
 
-// Back to gradients of weights (K, C, 3, 3) from those of transformed ones (POINTS, C, K).
-void transform_back(const float* u, int64_t c, int64_t C, int64_t K, float* gw) {
+// Back to gradients of weights (K, C, 3, 3) from those of transformed ones (groups, POINTS, C, K), summed over groups.
+void transform_back(const float* u, int64_t groups, int64_t c, int64_t C, int64_t K, float* gw) {
     for (int64_t k = 0; k < K; k += LANES) {
         twice<Row, 6, 3>(
-            filters<Row>, [&](int p) { return get(u + (p * C + c) * K + k); },
+            filters<Row>,
+            [&](int p) {
+                Row sum{};
+                for (int64_t group = 0; group < groups; ++group)
+                    sum += get(u + ((group * POINTS + p) * C + c) * K + k);
+                return sum;
+            },
             [&](int tap, Row row) {
                 for (int l = 0; l < LANES; ++l) gw[((k + l) * C + c) * 9 + tap] = row[l];
             });
     }
 }
 
-bool tiled_weights(const float* x, const float* g, float* gw, float* gb, const Tiles& tiles, int64_t C, int64_t K) {
-    const int64_t before = LONG_BLOCK * C + GAP, after = LONG_BLOCK * K + GAP, half = COLUMNS * LANES;
-    const int64_t parts = (K + half - 1) / half;
-    const Room zeros(std::max(C, K), 1, true), v(POINTS * before), m(POINTS * after), u(POINTS * C * K);
-    if (!zeros || !v || !m || !u) return false;
-    std::memset(gb, 0, K * sizeof(float));
-#pragma omp parallel
-    for (int64_t first = 0; first < tiles.all; first += LONG_BLOCK) {
-        const int64_t many = std::min(LONG_BLOCK, tiles.all - first);
-#pragma omp for
+// Some tiles and some filters.
+struct Share {
+    int64_t first, end, from, to;
+};
+
+// What a share of the tiles gives to transformed weights (POINTS, C, K), and to the bias, to which it is added.
+void add_share(const float* x, const float* g, const Tiles& tiles, Share share, int64_t C, int64_t K,
+               const float* zeros, float* v, float* m, float* u, float* bias) {
+    const int64_t before = BLOCK * C + GAP, after = BLOCK * K + GAP, columns = share.to - share.from;
+    for (int64_t start = share.first; start < share.end; start += BLOCK) {
+        const int64_t many = std::min(BLOCK, share.end - start);
         for (int64_t i = 0; i < many; ++i) {
             const float* at[36];
-            tiles.find<6>(x, zeros, first + i, 1, C, at);
+            tiles.find<6>(x, zeros, start + i, 1, C, at);
             transform<6>(pixels<Row>, at, C, v + i * C, before);
-            tiles.find<4>(g, zeros, first + i, 0, K, at);
-            transform<4>(gradients<Row>, at, K, m + i * K, after);
+            tiles.find<4>(g + share.from, zeros, start + i, 0, K, at);
+            transform<4>(gradients<Row>, at, columns, m + i * K, after);
         }
-#pragma omp for
-        for (int64_t task = 0; task < POINTS * parts; ++task) {
-            const int64_t p = task / parts, from = task % parts * half, to = std::min(K, from + half);
-            const float* d = m + p * after;
-            product({v + p * before, 1, C}, C, d, u + p * C * K, K, from, to, many, first > 0);
-            for (int64_t i = 0; p == SUM && i < many; ++i)
-                for (int64_t k = from; k < to; k += LANES) put(gb + k, get(gb + k) + get(d + i * K + k));
-        }
+        for (int p = 0; p < POINTS; ++p)
+            product({v + p * before, 1, C}, C, m + p * after, u + p * C * K + share.from, columns, K, many,
+                    start > share.first);
+        for (int64_t i = 0; i < many; ++i)
+            for (int64_t k = 0; k < columns; k += LANES)
+                put(bias + share.from + k, get(bias + share.from + k) + get(m + SUM * after + i * K + k));
+    }
+}
+
+// Every thread sums over tiles of its own, or where these are few for filters of its own: what several threads write and
+// read in turn travels between their cores.
+bool tiled_weights(const float* x, const float* g, float* gw, float* gb, const Tiles& tiles, int64_t C, int64_t K) {
+    const int64_t size = POINTS * C * K, most = std::max<int64_t>(1, MOST_SUMS / size);
+    const bool few = tiles.all <= 2 * BLOCK;
+    const int threads = omp_get_max_threads();
+    const int64_t groups = few ? 1 : std::min({int64_t{threads}, most, tiles.all / BLOCK});
+    const int64_t width = few ? COLUMNS * LANES : K, parts = (K + width - 1) / width;
+    const Room zeros(std::max(C, K), 1, true), u(groups * size), biases(groups * K, 1, true);
+    const Room v(POINTS * (BLOCK * C + GAP), threads), m(POINTS * (BLOCK * K + GAP), threads);
+    if (!zeros || !u || !biases || !v || !m) return false;
+#pragma omp parallel for schedule(static, 1) num_threads(threads)
+    for (int64_t task = 0; task < groups * parts; ++task) {
+        const int64_t group = task / parts, from = task % parts * width;
+        const Share share{group * tiles.all / groups, (group + 1) * tiles.all / groups, from, std::min(K, from + width)};
+        add_share(x, g, tiles, share, C, K, zeros, v.mine(), m.mine(), u + group * size, biases + group * K);
     }
 #pragma omp parallel for
-    for (int64_t c = 0; c < C; ++c) transform_back(u, c, C, K, gw);
+    for (int64_t c = 0; c < C; ++c) transform_back(u, groups, c, C, K, gw);
+    std::memcpy(gb, biases, K * sizeof(float));
+    for (int64_t i = K; i < groups * K; ++i) gb[i % K] += biases[i];
     return true;
 }
 
