@@ -433,7 +433,7 @@ def test_doctor_fails_when_something_is_broken(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("kind", "compiler", "says"),
     [
-        ("bf16", "g++", "compiled kernels, in bf16"), ("fp32", "g++", "has no bf16"),
+        ("bf16", "g++", "compiled kernels, in bf16"), ("fp32", "g++", "has no AMX"),
         ("other", "g++", "no compiled kernels"), ("bf16", None, "no compiled kernels"),
     ],
 )  # fmt: skip
