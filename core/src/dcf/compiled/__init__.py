@@ -31,7 +31,7 @@ from torch import Tensor
 
 from dcf.compiled._kernels import Kind, forget_captured, has_kernel, kernel_for, seconds_spent
 from dcf.compiled._lower import Rounded
-from dcf.compiled._rules import activations, arithmetic, busy, multiplications, worthwhile
+from dcf.compiled._rules import activations, arithmetic, busy, multiplications, wide_registers, worthwhile
 from dcf.networks.base import NetworkState
 
 __all__ = [
@@ -277,7 +277,7 @@ def recomputing_pays(
 ) -> bool:
     """Whether `gradient_products` of such a batch makes up for computing its step again; its kernel is made now.
 
-    On a CPU if it saves multiplications or computes them in bf16. On a GPU always: `recorded_gradients` computes a step
+    On a CPU if it is in bf16, or in tiles with AVX-512. On a GPU always: `recorded_gradients` computes a step
     again there, too.
 
     Args:
@@ -288,7 +288,8 @@ def recomputing_pays(
         calls: How often the caller will ask in what `expected` counts.
     """
     kind, rounded = Kind.PRODUCTS, _rounded(Kind.PRODUCTS, images.device)
-    if not _wanted(kind, net, images, calls) or (rounded == "none" and not images.is_cuda):
+    saves = images.is_cuda or rounded == "derivatives" or (rounded == "tiled" and wide_registers())
+    if not _wanted(kind, net, images, calls) or not saves:
         return False
     data = [images.detach(), labels.detach(), *(w.detach() for w in weights)]
     return has_kernel(kind, rounded, net, data, weights)

@@ -16,7 +16,17 @@ from torch import Tensor, nn
 from dcf.compiled._lower import Rounded
 from dcf.networks.base import NetworkState
 
-__all__ = ["Kind", "Processor", "activations", "arithmetic", "busy", "multiplications", "processor", "worthwhile"]
+__all__ = [
+    "Kind",
+    "Processor",
+    "activations",
+    "arithmetic",
+    "busy",
+    "multiplications",
+    "processor",
+    "wide_registers",
+    "worthwhile",
+]
 
 
 #: In which precision kernels compute on a processor or a GPU, if it has any that are faster there.
@@ -91,13 +101,23 @@ def processor() -> Processor:
     AVX512_BF16 multiplies bf16 twice as fast as fp32; tiles in fp32 (`_tiles.cpp`) take a quarter of the
     multiplications, and round less.
     """
-    try:
-        known = Path("/proc/cpuinfo").read_text(encoding="ascii") if platform.machine() == "x86_64" else ""
-    except (OSError, UnicodeDecodeError):
-        known = ""
+    known = _flags()
     if "amx_bf16" in known:
         return "bf16"
     return "fp32" if "avx2" in known else "other"
+
+
+@functools.cache
+def wide_registers() -> bool:
+    """Whether the processor has AVX-512; without, convolutions in tiles save less."""
+    return "avx512f" in _flags()
+
+
+def _flags() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="ascii") if platform.machine() == "x86_64" else ""
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def arithmetic(device: torch.device) -> Processor:
