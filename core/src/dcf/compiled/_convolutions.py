@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dcf.compiled._library import address, call, last, library
 
-__all__ = ["FEW", "LANES", "OPERATIONS", "available", "convolution", "maps", "sizes"]
+__all__ = ["FEW", "LANES", "OPERATIONS", "available", "convolution", "maps", "sizes", "suit"]
 
 #: Channels must be a multiple of the values in the widest registers, or so few that sums are taken as defined.
 LANES: Final = 16
@@ -32,11 +32,14 @@ def available(x: Sequence[int], weight: Sequence[int]) -> bool:
         x: `(N, C, H, W)`.
         weight: `(K, C, 3, 3)`.
     """
-    if len(x) != 4 or tuple(weight[2:]) != (3, 3) or x[1] != weight[1] or min(x) < 1:
-        return False
-    if weight[0] % LANES or (weight[1] > FEW and (weight[1] % LANES or min(x[2:]) < _SMALLEST)):
+    if not suit(x, weight) or (weight[1] > FEW and (weight[1] % LANES or min(x[2:]) < _SMALLEST)):
         return False
     return library(_source(weight)) is not None
+
+
+def suit(x: Sequence[int], weight: Sequence[int]) -> bool:
+    """Whether shapes are those of images and of 3x3 weights for them, with filters in whole registers."""
+    return len(x) == 4 and tuple(weight[1:]) == (x[1], 3, 3) and min(x) > 0 and weight[0] % LANES == 0
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import Tensor
 
-from dcf.compiled._convolutions import FEW, LANES, maps, sizes
+from dcf.compiled._convolutions import FEW, maps, sizes, suit
 from dcf.compiled._library import address, call, last, library
 
 __all__ = ["OPERATIONS", "available", "first_block"]
@@ -24,16 +24,9 @@ _Four: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def available(x: Sequence[int], weight: Sequence[int]) -> bool:
-    """Whether the operation can be had for images and weights of these shapes; it is compiled now if it was not yet.
-
-    Args:
-        x: `(N, C, H, W)`.
-        weight: `(K, C, 3, 3)`.
-    """
-    if len(x) != 4 or tuple(weight[2:]) != (3, 3) or x[1] != weight[1] or min(x) < 1:
-        return False
-    even = x[2] % 2 == x[3] % 2 == 0
-    return even and weight[1] <= FEW and weight[0] % LANES == 0 and library(_SOURCE) is not None
+    """As `available` of `_convolutions`, for images `(N, C, H, W)` and weights `(K, C, 3, 3)` of a first block."""
+    even = suit(x, weight) and x[2] % 2 == x[3] % 2 == 0
+    return even and weight[1] <= FEW and library(_SOURCE) is not None
 
 
 def first_block(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5) -> Tensor:
