@@ -20,8 +20,11 @@ from dcf.testing import fake_spec
 SPEC = fake_spec(classes=3, shape=(3, 16, 16))
 CPU = torch.device("cpu")
 
-#: N, C, K, H, W: whole tiles; tiles beyond the border; more of them than a block; small ones; as few as images have.
-TILED = [(2, 16, 32, 8, 4), (3, 32, 16, 9, 7), (9, 16, 16, 14, 11), (5, 48, 80, 3, 5), (40, 16, 48, 16, 16)]
+#: N, C, K, H, W: whole tiles of 4x4; tiles beyond the border; more of them than a block; small ones. Whole tiles of 8x8;
+#: beyond the border. As few channels as images have.
+SMALL = [(2, 16, 32, 8, 4), (3, 32, 16, 9, 7), (9, 16, 16, 14, 11), (5, 48, 80, 3, 5), (40, 16, 16, 12, 12)]
+LARGE = [(40, 16, 48, 16, 16), (70, 32, 16, 15, 7)]
+TILED = SMALL + LARGE
 FEW = [(2, 3, 16, 8, 5), (3, 1, 48, 6, 6), (2, 2, 32, 1, 2), (70, 4, 16, 3, 9)]
 
 
@@ -67,12 +70,13 @@ def test_value_and_three_derivatives_are_those_of_a_convolution(libraries, shape
     tensors = given(*shape)
     assert _convolutions.available(tensors[0].shape, tensors[1].shape)
     found = derivatives(_convolutions.convolution, *tensors)
-    assert off(found, derivatives(plain, *(t.double() for t in tensors))) < 2e-5
+    error = off(found, derivatives(plain, *(t.double() for t in tensors)))
+    assert 1e-5 < error < 1e-4 if shape in LARGE else error < 2e-5, "else the tiles have another size"
     assert found[0].is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [TILED[1], FEW[0]])
+@pytest.mark.parametrize("shape", [SMALL[1], FEW[0]])
 def test_any_layout_in_memory_will_do_and_a_bias_is_not_needed(libraries, shape):
     x, weight, _ = given(*shape)
     layouts = [x, x.to(memory_format=torch.channels_last), x.transpose(2, 3).contiguous().transpose(2, 3)]
@@ -83,32 +87,29 @@ def test_any_layout_in_memory_will_do_and_a_bias_is_not_needed(libraries, shape)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [TILED[2], TILED[4], FEW[0], FEW[3]])
-def test_only_gradients_of_weights_in_tiles_depend_on_the_number_of_threads_and_by_rounding_alone(libraries, shape):
+@pytest.mark.parametrize("shape", [SMALL[2], *LARGE, FEW[0], FEW[3]])
+def test_results_do_not_depend_on_the_number_of_threads(libraries, shape):
     (x, weight, bias), ops = given(*shape), torch.ops.dcf
     g, before, found = drawn(shape[0], shape[2], *shape[3:], stream="g"), torch.get_num_threads(), []
     try:
-        for threads in (1, 3, 3):
+        for threads in (1, 3):
             torch.set_num_threads(threads)
             maps = [ops.convolution(x, weight, bias), ops.convolution_images(g, weight)]
-            found.append((maps, ops.convolution_weights(x, g)))
+            found.append([*maps, *ops.convolution_weights(x, g)])
     finally:
         torch.set_num_threads(before)
-    (maps, weights), (others, of_three), (_, again) = found
-    assert all(torch.equal(a, b) for a, b in zip(maps, others, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(of_three, again, strict=True))
-    assert off(of_three, [w.double() for w in weights]) < (1e-5 if shape in TILED else 1e-12)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [TILED[1], FEW[0]])
+@pytest.mark.parametrize("shape", [SMALL[1], LARGE[1], FEW[0]])
 def test_what_is_not_a_number_stays_so_and_touches_no_other_image(libraries, shape):
     x, weight, bias = given(*shape)
     wanted = plain(x, weight, bias)
     x[1, 0, 2, 2] = float("nan")
     found = _convolutions.convolution(x, weight, bias)
     assert found[1, :, 1:4, 1:4].isnan().all()
-    assert off([found[0]], [wanted[0]]) < 1e-5
+    assert off([found[0]], [wanted[0]]) < (1e-4 if shape in LARGE else 1e-5)
     assert torch.ops.dcf.convolution_weights(x, wanted)[0][:, 0].isnan().all()
 
 

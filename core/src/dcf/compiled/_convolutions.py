@@ -1,4 +1,4 @@
-"""3x3 convolutions in fp32, written in C++: in tiles by minimal filtering, with a quarter of the multiplications.
+"""3x3 convolutions in fp32, written in C++: in tiles by minimal filtering, with a sixth of the multiplications.
 
 Convolution, gradient in the images and gradient in the weights are derivatives of each other, so the three operations
 can be differentiated any number of times (`_tiles.cpp`). With as few channels as images have, sums are taken as they
@@ -51,8 +51,8 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         bias: `(K,)`.
 
     Returns:
-        `(N, K, H, W)`, channels last in memory. In tiles the relative error is about 1e-6, and 1e-5 that of the
-        gradient in the weights; as defined, 3e-7 and 8e-7.
+        `(N, K, H, W)`, channels last in memory. The relative error is about 2e-5 in tiles of 8x8 and 2e-6 in those of
+        4x4, that of the gradient in the weights 8e-5 and 1e-5; as defined, 3e-7 and 3e-6.
     """
     found: Tensor = _convolution(x, weight, bias)
     return found

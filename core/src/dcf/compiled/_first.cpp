@@ -11,8 +11,12 @@
 
 namespace {
 
+using F = Filtering<4>;
+
+constexpr int TILE = F::TILE, SIDE = F::SIDE, POINTS = F::POINTS;
 constexpr int64_t GROUPS = 64;  // of images, whose sums are taken apart
 constexpr int TOGETHER = 4;     // tiles whose gradients are added at once
+constexpr int SUM = SIDE + 1;   // the point at which a gradient is the sum of its tile, as all powers of its place are 1
 
 struct Block {
     int64_t height, width, C, K;
@@ -50,8 +54,8 @@ void transform_image(const Block& block, const float* image, float* room, float*
     for (int64_t tile = 0; tile < block.tiles(); ++tile) {
         const float* at = room + tile / block.across() * TILE * row + tile % block.across() * TILE * C;
         for (int64_t c = 0; c < C; ++c, points += POINTS)
-            twice<float, 6, 6>(
-                pixels<float>, [&](int i) { return at[i / 6 * row + i % 6 * C + c]; },
+            twice<float, SIDE, SIDE>(
+                F::pixels<float>, [&](int i) { return at[i / SIDE * row + i % SIDE * C + c]; },
                 [&](int p, float value) { points[p] = value; });
     }
 }
@@ -62,8 +66,8 @@ void transform_filters(const float* weight, int64_t C, int64_t K, float* to) {
             alignas(sizeof(Row)) float taps[9][LANES];
             for (int64_t l = 0; l < LANES; ++l)
                 for (int tap = 0; tap < 9; ++tap) taps[tap][l] = weight[((k + l) * C + c) * 9 + tap];
-            twice<Row, 3, 6>(
-                weights<Row>, [&](int tap) { return get(taps[tap]); }, [&](int p, Row row) { put(to + p * LANES, row); });
+            twice<Row, 3, SIDE>(
+                F::weights<Row>, [&](int tap) { return get(taps[tap]); }, [&](int p, Row row) { put(to + p * LANES, row); });
         }
     }
 }
@@ -72,13 +76,13 @@ void transform_filters(const float* weight, int64_t C, int64_t K, float* to) {
 template <int N>
 inline void convolve_tiles(const Block& block, const float* points, const float* filters, Row bias, int64_t first,
                            float* column) {
-    Row half[N][TILE][6];
-    for (int i = 0; i < 6; ++i) {
-        Row sums[N][6] = {};
+    Row half[N][TILE][SIDE];
+    for (int i = 0; i < SIDE; ++i) {
+        Row sums[N][SIDE] = {};
         for (int64_t c = 0; c < block.C; ++c) {
 #pragma GCC unroll 6
-            for (int j = 0; j < 6; ++j) {
-                const int64_t p = c * POINTS + i * 6 + j;
+            for (int j = 0; j < SIDE; ++j) {
+                const int64_t p = c * POINTS + i * SIDE + j;
                 const Row filter = get(filters + p * LANES);
 #pragma GCC unroll 4
                 for (int t = 0; t < N; ++t) sums[t][j] += points[(first + t) * block.C * POINTS + p] * filter;
@@ -86,7 +90,7 @@ inline void convolve_tiles(const Block& block, const float* points, const float*
         }
         for (int t = 0; t < N; ++t) {
             Row four[TILE];
-            results(sums[t], four);
+            F::results(sums[t], four);
             for (int x = 0; x < TILE; ++x) half[t][x][i] = four[x];
         }
     }
@@ -94,7 +98,7 @@ inline void convolve_tiles(const Block& block, const float* points, const float*
         const int64_t top = (first + t) / block.across() * TILE, left = (first + t) % block.across() * TILE;
         for (int x = 0; x < TILE && left + x < block.width; ++x) {
             Row four[TILE];
-            results(half[t][x], four);
+            F::results(half[t][x], four);
             for (int y = 0; y < TILE && top + y < block.height; ++y)
                 put(column + ((top + y) * block.width + left + x) * LANES, four[y] + bias);
         }
@@ -150,8 +154,8 @@ inline void transform_gradient(const Block& block, const float* column, int64_t 
     const int64_t top = tile / block.across() * TILE, left = tile % block.across() * TILE;
     const float* at = column + (top * block.width + left) * LANES;
     const bool whole = top + TILE <= block.height && left + TILE <= block.width;
-    twice<Row, TILE, 6>(
-        gradients<Row>,
+    twice<Row, TILE, SIDE>(
+        F::gradients<Row>,
         [&](int i) {
             const int64_t y = i / TILE, x = i % TILE;
             const bool inside = whole || (top + y < block.height && left + x < block.width);
@@ -226,8 +230,8 @@ void finish(const Block& block, float* parts, int64_t groups, float* gw, float* 
     for (int64_t k = 0; k < block.K; k += LANES)
         for (int64_t c = 0; c < block.C; ++c) {
             const float* from = parts + block.filter(k) + c * POINTS * LANES;
-            twice<Row, 6, 3>(
-                filters<Row>, [&](int p) { return get(from + p * LANES); },
+            twice<Row, SIDE, 3>(
+                F::filters<Row>, [&](int p) { return get(from + p * LANES); },
                 [&](int tap, Row row) {
                     for (int64_t l = 0; l < LANES; ++l) gw[((k + l) * block.C + c) * 9 + tap] = row[l];
                 });

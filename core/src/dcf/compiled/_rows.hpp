@@ -88,6 +88,9 @@ inline void block(Left a, const float* b, float* c, int64_t width, int64_t steps
     Row sums[R][K];
     for (int r = 0; r < R; ++r)
         for (int k = 0; k < K; ++k) sums[r][k] = add ? get(c + r * width + k * LANES) : Row{};
+    // What the next lines add to is far in the cache, and no hardware expects it.
+    for (int r = R; r < 2 * R && add; ++r)
+        for (int k = 0; k < K; ++k) __builtin_prefetch(c + r * width + k * LANES, 1);
     for (int64_t s = 0; s < steps; ++s) {
         Row row[K];
         for (int k = 0; k < K; ++k) row[k] = get(b + s * width + k * LANES);

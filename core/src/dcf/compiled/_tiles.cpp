@@ -1,25 +1,27 @@
 // 3x3 convolutions in fp32 that keep the sides of maps (stride 1, padding 1), and their gradients, with many channels.
 //
-// Maps are (N, H, W, C) in memory, weights (K, C, 3, 3). Convolutions are computed in tiles of 4x4 pixels by minimal
-// filtering, F(4x4, 3x3) (Winograd, Arithmetic Complexity of Computations, 1980; Lavin and Gray, Fast Algorithms for
-// Convolutional Neural Networks, CVPR 2016): 36 multiplications where the definition has 144; see `_filtering.hpp`. The
-// gradient in the images is a convolution with the filters turned.
+// Maps are (N, H, W, C) in memory, weights (K, C, 3, 3). Convolutions are computed in tiles by minimal filtering (Winograd,
+// Arithmetic Complexity of Computations, 1980; Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR
+// 2016), see `_filtering.hpp`: of 8x8 pixels by 100 multiplications where the definition has 576, or of 4x4 by 36 where
+// it has 144. The gradient in the images is a convolution with the filters turned.
 //
-// Gradients in the weights are summed in an order that depends on the number of threads; nothing else does. What is not a
-// number spreads to its tile.
+// Results do not depend on the number of threads. What is not a number spreads to its tile.
 
 #include "_rows.hpp"
 #include "_filtering.hpp"
 
 namespace {
 
-constexpr int64_t BLOCK = 48;  // tiles that are worked on at once
-constexpr int64_t MOST_SUMS = int64_t{1} << 26;  // values of sums of all threads
+constexpr int64_t BLOCK = 48;  // tiles that all threads work on at once
 // Between the points of a block, so that they do not fall on the same lines of the cache.
 constexpr int64_t GAP = 32;
+// As many tiles as the transformation of filters takes the time of.
+constexpr int64_t FILTERS = 20;
 
 // Where the tiles of maps are.
+template <class F>
 struct Tiles {
+    static constexpr int64_t TILE = F::TILE;
     int64_t count, height, width, down, across, all;
 
     Tiles(int64_t n, int64_t h, int64_t w)
@@ -27,41 +29,82 @@ struct Tiles {
           all(n * down * across) {}
 
     int64_t values(int64_t channels) const { return count * height * width * channels; }
+    int64_t multiplications() const { return (all + FILTERS) * F::POINTS; }
 
-    // Addresses of `side` x `side` pixels from `offset` before the tile on; of zeros outside of the map.
+    // Addresses of pixels of `side` x `side` from `offset` before the tile on, and of those of the tile after it; of zeros
+    // outside of the map.
+    template <int side>
+    struct Pixels {
+        const float *at[side * side], *after[side * side];
+
+        Pixels(const Tiles& tiles, const float* maps, const float* zeros, int64_t tile, int64_t offset, int64_t channels) {
+            tiles.find<side>(maps, zeros, tile, offset, channels, at);
+            tiles.find<side>(maps, zeros, std::min(tile + 1, tiles.all - 1), offset, channels, after);
+        }
+    };
+
+  private:
     template <int side>
     void find(const float* maps, const float* zeros, int64_t tile, int64_t offset, int64_t channels,
               const float** at) const {
         const float* map = maps + tile / (down * across) * height * width * channels;
         const int64_t top = tile / across % down * TILE - offset, left = tile % across * TILE - offset;
-        for (int64_t i = 0; i < side * side; ++i) {
-            const int64_t y = top + i / side, x = left + i % side;
-            const bool inside = y >= 0 && y < height && x >= 0 && x < width;
-            at[i] = inside ? map + (y * width + x) * channels : zeros;
+        for (int64_t y = top; y < top + side; ++y) {
+            for (int64_t x = left; x < left + side; ++x) {
+                const bool inside = y >= 0 && y < height && x >= 0 && x < width;
+                *at++ = inside ? map + (y * width + x) * channels : zeros;
+            }
         }
     }
 };
 
-// Transformed pixels of a tile, point by point `next` apart.
-template <int side, class F>
-inline void transform(F along, const float* const* at, int64_t channels, float* to, int64_t next) {
+// Transformed pixels of a tile, point by point `next` apart. Those of the tile `after` it are brought near: they are in
+// places that no hardware expects.
+template <class F>
+inline void transform(const float* const* at, const float* const* after, int64_t channels, float* to, int64_t next) {
     for (int64_t c = 0; c < channels; c += LANES) {
-        twice<Row, side, 6>(
-            along, [&](int i) { return get(at[i] + c); }, [&](int p, Row row) { put(to + p * next + c, row); });
+        twice<Row, F::SIDE, F::SIDE>(
+            F::template pixels<Row>,
+            [&](int i) {
+                __builtin_prefetch(after[i] + c);
+                return get(at[i] + c);
+            },
+            [&](int p, Row row) { put(to + p * next + c, row); });
     }
 }
 
-void write(const float* from, int64_t next, const float* bias, const Tiles& tiles, int64_t tile, int64_t channels,
+// The same of gradients of results, and their sum over the tile.
+template <class F>
+inline void transform_gradients(const float* const* at, const float* const* after, int64_t channels, float* to,
+                                int64_t next, float* bias) {
+    for (int64_t c = 0; c < channels; c += LANES) {
+        Row sum{};
+        twice<Row, F::TILE, F::SIDE>(
+            F::template gradients<Row>,
+            [&](int i) {
+                __builtin_prefetch(after[i] + c);
+                const Row row = get(at[i] + c);
+                sum += row;
+                return row;
+            },
+            [&](int p, Row row) { put(to + p * next + c, row); });
+        put(bias + c, sum);
+    }
+}
+
+template <class F>
+void write(const float* from, int64_t next, const float* bias, const Tiles<F>& tiles, int64_t tile, int64_t channels,
            float* maps) {
+    constexpr int64_t TILE = F::TILE;
     const int64_t top = tile / tiles.across % tiles.down * TILE, left = tile % tiles.across * TILE;
-    const int64_t rows = std::min<int64_t>(TILE, tiles.height - top);
-    const int64_t columns = std::min<int64_t>(TILE, tiles.width - left);
+    const int64_t rows = std::min(TILE, tiles.height - top);
+    const int64_t columns = std::min(TILE, tiles.width - left);
     float* map = maps + tile / (tiles.down * tiles.across) * tiles.height * tiles.width * channels;
     const bool past = tiles.values(channels) >= LARGE;
     for (int64_t c = 0; c < channels; c += LANES) {
         const Row shift = bias ? get(bias + c) : Row{};
-        twice<Row, 6, TILE>(
-            results<Row>, [&](int p) { return get(from + p * next + c); },
+        twice<Row, F::SIDE, F::TILE>(
+            F::template results<Row>, [&](int p) { return get(from + p * next + c); },
             [&](int i, Row row) {
                 const int64_t y = i / TILE, x = i % TILE;
                 float* to = map + ((top + y) * tiles.width + left + x) * channels + c;
@@ -71,6 +114,7 @@ void write(const float* from, int64_t next, const float* bias, const Tiles& tile
 }
 
 // Filters for a convolution from `from` to `to` channels, (POINTS, from, to); turned: for the gradient in its images.
+template <class F>
 void transform_filters(const float* weight, bool turned, int64_t from, int64_t to, float* u) {
     const int64_t line = turned ? 9 * to : 9, column = turned ? 9 : 9 * from;
 #pragma omp parallel for
@@ -80,35 +124,35 @@ void transform_filters(const float* weight, bool turned, int64_t from, int64_t t
             for (int64_t l = 0; l < LANES; ++l)
                 for (int tap = 0; tap < 9; ++tap)
                     taps[tap][l] = weight[i * line + (j + l) * column + (turned ? 8 - tap : tap)];
-            twice<Row, 3, 6>(
-                weights<Row>, [&](int tap) { return get(taps[tap]); },
+            twice<Row, 3, F::SIDE>(
+                F::template weights<Row>, [&](int tap) { return get(taps[tap]); },
                 [&](int p, Row row) { put(u + (p * from + i) * to + j, row); });
         }
     }
 }
 
-// A convolution from `from` to `to` channels with transformed filters.
-bool tiled(const float* x, const float* u, const float* bias, float* out, const Tiles& tiles, int64_t from,
-           int64_t to) {
-    const int threads = omp_get_max_threads();
-    const int64_t share = (tiles.all + threads - 1) / threads;
-    const int64_t size = std::min<int64_t>(BLOCK, share);
-    const int64_t before = size * from + GAP, after = size * to + GAP;
-    const Room zeros(from, 1, true), pixels_(POINTS * before, threads), results_(POINTS * after, threads);
-    if (!zeros || !pixels_ || !results_) return false;
-#pragma omp parallel num_threads(threads)
+// A convolution from `from` to `to` channels. Threads share a block of tiles, of which each computes some points: so what
+// it reads of the filters stays near it. False: there is not enough memory.
+template <class F>
+bool tiled(const float* x, const float* weight, bool turned, const float* bias, float* out, const Tiles<F>& tiles,
+           int64_t from, int64_t to) {
+    const int64_t size = std::min(BLOCK, tiles.all), before = size * from + GAP, after = size * to + GAP;
+    const Room zeros(from, 1, true), u(F::POINTS * from * to), v(F::POINTS * before), m(F::POINTS * after);
+    if (!zeros || !u || !v || !m) return false;
+    transform_filters<F>(weight, turned, from, to, u);
+#pragma omp parallel
     {
-        float *v = pixels_.mine(), *m = results_.mine();
-#pragma omp for schedule(dynamic)
         for (int64_t first = 0; first < tiles.all; first += size) {
             const int64_t many = std::min(size, tiles.all - first);
+#pragma omp for
             for (int64_t i = 0; i < many; ++i) {
-                const float* at[36];
-                tiles.find<6>(x, zeros, first + i, 1, from, at);
-                transform<6>(pixels<Row>, at, from, v + i * from, before);
+                const typename Tiles<F>::template Pixels<F::SIDE> read(tiles, x, zeros, first + i, 1, from);
+                transform<F>(read.at, read.after, from, v + i * from, before);
             }
-            for (int p = 0; p < POINTS; ++p)
+#pragma omp for
+            for (int p = 0; p < F::POINTS; ++p)
                 product({v + p * before, from, 1}, many, u + p * from * to, m + p * after, to, to, from, false);
+#pragma omp for nowait
             for (int64_t i = 0; i < many; ++i) write(m + i * to, after, bias, tiles, first + i, to, out);
         }
         settle();
@@ -116,72 +160,55 @@ bool tiled(const float* x, const float* u, const float* bias, float* out, const 
     return true;
 }
 
-// Back to gradients of weights (K, C, 3, 3) from those of transformed ones (groups, POINTS, C, K), summed over groups.
-void transform_back(const float* u, int64_t groups, int64_t c, int64_t C, int64_t K, float* gw) {
+// Back to gradients of weights (K, C, 3, 3) from those of transformed ones (POINTS, C, K).
+template <class F>
+void transform_back(const float* u, int64_t c, int64_t C, int64_t K, float* gw) {
     for (int64_t k = 0; k < K; k += LANES) {
-        twice<Row, 6, 3>(
-            filters<Row>,
-            [&](int p) {
-                Row sum{};
-                for (int64_t group = 0; group < groups; ++group)
-                    sum += get(u + ((group * POINTS + p) * C + c) * K + k);
-                return sum;
-            },
+        twice<Row, F::SIDE, 3>(
+            F::template filters<Row>, [&](int p) { return get(u + (p * C + c) * K + k); },
             [&](int tap, Row row) {
                 for (int l = 0; l < LANES; ++l) gw[((k + l) * C + c) * 9 + tap] = row[l];
             });
     }
 }
 
-// Some tiles and some filters.
-struct Share {
-    int64_t first, end, from, to;
-};
-
-// What a share of the tiles gives to transformed weights (POINTS, C, K), and to the bias, to which it is added.
-void add_share(const float* x, const float* g, const Tiles& tiles, Share share, int64_t C, int64_t K,
-               const float* zeros, float* v, float* m, float* u, float* bias) {
-    const int64_t before = BLOCK * C + GAP, after = BLOCK * K + GAP, columns = share.to - share.from;
-    for (int64_t start = share.first; start < share.end; start += BLOCK) {
-        const int64_t many = std::min(BLOCK, share.end - start);
-        for (int64_t i = 0; i < many; ++i) {
-            const float* at[36];
-            tiles.find<6>(x, zeros, start + i, 1, C, at);
-            transform<6>(pixels<Row>, at, C, v + i * C, before);
-            tiles.find<4>(g + share.from, zeros, start + i, 0, K, at);
-            transform<4>(gradients<Row>, at, columns, m + i * K, after);
+// The gradients in weights and bias, with threads as above. False: there is not enough memory.
+template <class F>
+bool tiled_weights(const float* x, const float* g, float* gw, float* gb, const Tiles<F>& tiles, int64_t C, int64_t K) {
+    const int64_t size = std::min(BLOCK, tiles.all), before = size * C + GAP, after = size * K + GAP;
+    const Room zeros(std::max(C, K), 1, true), u(F::POINTS * C * K), biases(size * K);
+    const Room v(F::POINTS * before), m(F::POINTS * after);
+    if (!zeros || !u || !biases || !v || !m) return false;
+    std::memset(gb, 0, K * sizeof(float));
+#pragma omp parallel
+    {
+        for (int64_t first = 0; first < tiles.all; first += size) {
+            const int64_t many = std::min(size, tiles.all - first);
+#pragma omp for
+            for (int64_t i = 0; i < many; ++i) {
+                const typename Tiles<F>::template Pixels<F::SIDE> read(tiles, x, zeros, first + i, 1, C);
+                transform<F>(read.at, read.after, C, v + i * C, before);
+                const typename Tiles<F>::template Pixels<F::TILE> given(tiles, g, zeros, first + i, 0, K);
+                transform_gradients<F>(given.at, given.after, K, m + i * K, after, biases + i * K);
+            }
+#pragma omp for
+            for (int p = 0; p < F::POINTS; ++p) {
+                product({v + p * before, 1, C}, C, m + p * after, u + p * C * K, K, K, many, first > 0);
+                for (int64_t i = 0; p == 0 && i < many * K; ++i) gb[i % K] += biases[i];
+            }
         }
-        for (int p = 0; p < POINTS; ++p)
-            product({v + p * before, 1, C}, C, m + p * after, u + p * C * K + share.from, columns, K, many,
-                    start > share.first);
-        for (int64_t i = 0; i < many; ++i)
-            for (int64_t k = 0; k < columns; k += LANES)
-                put(bias + share.from + k, get(bias + share.from + k) + get(m + SUM * after + i * K + k));
+#pragma omp for
+        for (int64_t c = 0; c < C; ++c) transform_back<F>(u, c, C, K, gw);
     }
+    return true;
 }
 
-// Every thread sums over tiles of its own, or where these are few for filters of its own: what several threads write and
-// read in turn travels between their cores.
-bool tiled_weights(const float* x, const float* g, float* gw, float* gb, const Tiles& tiles, int64_t C, int64_t K) {
-    const int64_t size = POINTS * C * K, most = std::max<int64_t>(1, MOST_SUMS / size);
-    const bool few = tiles.all <= 2 * BLOCK;
-    const int threads = omp_get_max_threads();
-    const int64_t groups = few ? 1 : std::min({int64_t{threads}, most, tiles.all / BLOCK});
-    const int64_t width = few ? COLUMNS * LANES : K, parts = (K + width - 1) / width;
-    const Room zeros(std::max(C, K), 1, true), u(groups * size), biases(groups * K, 1, true);
-    const Room v(POINTS * (BLOCK * C + GAP), threads), m(POINTS * (BLOCK * K + GAP), threads);
-    if (!zeros || !u || !biases || !v || !m) return false;
-#pragma omp parallel for schedule(static, 1) num_threads(threads)
-    for (int64_t task = 0; task < groups * parts; ++task) {
-        const int64_t group = task / parts, from = task % parts * width;
-        const Share share{group * tiles.all / groups, (group + 1) * tiles.all / groups, from, std::min(K, from + width)};
-        add_share(x, g, tiles, share, C, K, zeros, v.mine(), m.mine(), u + group * size, biases + group * K);
-    }
-#pragma omp parallel for
-    for (int64_t c = 0; c < C; ++c) transform_back(u, groups, c, C, K, gw);
-    std::memcpy(gb, biases, K * sizeof(float));
-    for (int64_t i = K; i < groups * K; ++i) gb[i % K] += biases[i];
-    return true;
+// Calls `function` with the tiles that take the least; returns 1 where it has not enough memory, else 0.
+template <class Function>
+int with_tiles(int64_t n, int64_t h, int64_t w, Function function) {
+    const Tiles<Filtering<4>> small(n, h, w);
+    const Tiles<Filtering<8>> large(n, h, w);
+    return !(large.multiplications() < small.multiplications() ? function(large) : function(small));
 }
 
 }  // namespace
@@ -191,23 +218,17 @@ extern "C" {
 
 int dcf_tiles(const float* x, const float* weight, const float* bias, float* out, int64_t n, int64_t h, int64_t w,
               int64_t C, int64_t K) {
-    const Room u(POINTS * C * K);
-    if (!u) return 1;
-    transform_filters(weight, false, C, K, u);
-    return !tiled(x, u, bias, out, Tiles(n, h, w), C, K);
+    return with_tiles(n, h, w, [&](auto& tiles) { return tiled(x, weight, false, bias, out, tiles, C, K); });
 }
 
 int dcf_tiles_images(const float* g, const float* weight, float* gx, int64_t n, int64_t h, int64_t w, int64_t C,
                      int64_t K) {
-    const Room u(POINTS * C * K);
-    if (!u) return 1;
-    transform_filters(weight, true, K, C, u);
-    return !tiled(g, u, nullptr, gx, Tiles(n, h, w), K, C);
+    return with_tiles(n, h, w, [&](auto& tiles) { return tiled(g, weight, true, nullptr, gx, tiles, K, C); });
 }
 
 int dcf_tiles_weights(const float* x, const float* g, float* gw, float* gb, int64_t n, int64_t h, int64_t w, int64_t C,
                       int64_t K) {
-    return !tiled_weights(x, g, gw, gb, Tiles(n, h, w), C, K);
+    return with_tiles(n, h, w, [&](auto& tiles) { return tiled_weights(x, g, gw, gb, tiles, C, K); });
 }
 
 }  // extern "C"
