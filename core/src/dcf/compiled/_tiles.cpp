@@ -16,7 +16,7 @@ constexpr int64_t BLOCK = 48;  // tiles that all threads work on at once
 // Between the points of a block, so that they do not fall on the same lines of the cache.
 constexpr int64_t GAP = 32;
 // As many tiles as the transformation of filters takes the time of.
-constexpr int64_t FILTERS = 20;
+constexpr int64_t FILTERS = 30;
 
 // Where the tiles of maps are.
 template <class F>
