@@ -32,7 +32,7 @@ FEW = [(2, 3, 16, 8, 5), (3, 1, 48, 6, 6), (2, 2, 32, 1, 2), (70, 4, 16, 3, 9)]
 def libraries():
     """Compiled, which takes some seconds."""
     with _kernels._quiet():
-        if None in [_library.library(name) for name in ("_tiles", "_few", "_first")]:
+        if None in [_library.library(name) for name in ("_tiles", "_few")]:
             pytest.skip("no C++ compiler here")
 
 
@@ -135,7 +135,7 @@ def test_shapes_that_suit_are_told_from_others(x, weight, has, monkeypatch):
 
 def test_without_a_compiler_there_is_none(monkeypatch):
     monkeypatch.setattr(_convolutions, "library", lambda name: None)
-    monkeypatch.setattr(_first, "library", lambda name: None)
+    monkeypatch.setattr(_first, "library", lambda *_: None)
     for found in (_convolutions, _first):
         assert not found.available((2, 3, 8, 8), (16, 3, 3, 3))
 
@@ -190,6 +190,8 @@ def gradients(function, x, *weights):
 def test_a_first_block_is_convolution_norm_relu_and_pooling(libraries, shape):
     x, *weights = of_block(*shape)
     assert _first.available(x.shape, weights[0].shape)
+    if x.numel() > 1e5:  # of so many pixels, rounding alone would turn some on or off, were zero not rare
+        weights[3] = 3 * weights[2].abs() * weights[3].sign()
     wanted = gradients(three, x.double(), *(w.double() for w in weights))
     assert off(gradients(_first.first_block, x, *weights), wanted) < 1e-5
 
@@ -224,7 +226,7 @@ def test_what_is_too_large_for_the_cache_is_the_same(libraries):
 
 @pytest.mark.parametrize(("shape", "has"), [((2, 3, 8, 6), True), ((2, 3, 8, 7), False), ((2, 16, 8, 8), False)])
 def test_first_blocks_have_even_sides_and_few_channels(shape, has, monkeypatch):
-    monkeypatch.setattr(_first, "library", lambda name: object())
+    monkeypatch.setattr(_first, "library", lambda *_: object())
     assert _first.available(shape, (16, shape[1], 3, 3)) is has
 
 
@@ -235,7 +237,7 @@ def test_first_blocks_have_even_sides_and_few_channels(shape, has, monkeypatch):
 def faked(monkeypatch):
     """The operations, computing nothing: what a graph of them looks like."""
     for module in (_convolutions, _first):
-        monkeypatch.setattr(module, "library", lambda name: object())
+        monkeypatch.setattr(module, "library", lambda *_: object())
         monkeypatch.setattr(module, "call", lambda *_: None)
     monkeypatch.setattr(_blocks, "_run", lambda *_: None)
     monkeypatch.setattr(_blocks, "available", lambda channels: True)

@@ -26,7 +26,7 @@ _Four: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 def available(x: Sequence[int], weight: Sequence[int]) -> bool:
     """As `available` of `_convolutions`, for images `(N, C, H, W)` and weights `(K, C, 3, 3)` of a first block."""
     even = suit(x, weight) and x[2] % 2 == x[3] % 2 == 0
-    return even and weight[1] <= FEW and library(_SOURCE) is not None
+    return even and weight[1] <= FEW and library(_SOURCE, weight[1]) is not None
 
 
 def first_block(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5) -> Tensor:
@@ -55,7 +55,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tens
     out: _Three = _forward_like(x, weight, bias, scale, shift, eps)
     given = [last(x), *(t.contiguous() for t in (weight, bias, scale, shift))]
     numbers = ctypes.c_float(eps), *sizes(len(x), x.shape[2:], weight.shape)
-    call(_SOURCE, "dcf_first", 0, *map(address, (*given, *out)), *numbers)
+    call(_SOURCE, "dcf_first", x.shape[1], *map(address, (*given, *out)), *numbers)
     return out
 
 
@@ -72,7 +72,7 @@ def _backward(
     """Gradients in weight, bias, scale and shift."""
     out: _Four = _backward_like(g, x, weight, bias, scale, shift, mean, rstd)
     given = [last(g), last(x), *(t.contiguous() for t in (weight, bias, scale, shift, mean, rstd))]
-    call(_SOURCE, "dcf_first_backward", 0, *map(address, (*given, *out)), *sizes(len(x), x.shape[2:], weight.shape))
+    call(_SOURCE, "dcf_first_backward", x.shape[1], *map(address, (*given, *out)), *sizes(len(x), x.shape[2:], weight.shape))
     return out
 
 

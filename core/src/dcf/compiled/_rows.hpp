@@ -35,6 +35,15 @@ inline Row get(const float* from) {
 
 inline void put(float* to, Row row) { std::memcpy(to, &row, sizeof row); }
 
+// Holds a row in a register: compilers would rather read it again for each product that it is in.
+inline void hold(Row& row) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(row));
+#elif defined(__AVX__)
+    asm("" : "+x"(row));
+#endif
+}
+
 // Values from which results are written past the cache: reading what is overwritten would cost as much again.
 constexpr int64_t LARGE = int64_t{1} << 22;
 
