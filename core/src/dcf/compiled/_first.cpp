@@ -262,8 +262,11 @@ void backward(const Block& block, const float* points, int64_t k, const float* g
 
 // From the sums of groups of images to gradients; the first group's memory is used.
 void finish(const Block& block, float* parts, int64_t groups, float* gw, float* gb, float* gscale, float* gshift) {
-    for (int64_t group = 1; group < groups; ++group)
-        for (int64_t i = 0; i < block.sums(); ++i) parts[i] += parts[group * block.sums() + i];
+    const int64_t size = block.sums(), share = 1024;
+#pragma omp parallel for
+    for (int64_t first = 0; first < size; first += share)
+        for (int64_t group = 1; group < groups; ++group)
+            for (int64_t i = first; i < std::min(first + share, size); ++i) parts[i] += parts[group * size + i];
     for (int64_t k = 0; k < block.K; k += LANES)
         for (int c = 0; c < C; ++c) {
             const float* from = parts + block.filter(k) + c * POINTS * LANES;
