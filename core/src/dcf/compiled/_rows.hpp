@@ -47,19 +47,17 @@ inline void hold(Row& row) {
 // Values from which results are written past the cache: reading what is overwritten would cost as much again.
 constexpr int64_t LARGE = int64_t{1} << 22;
 
-// As put, past the cache; `to` is aligned. Every thread is to call settle() after it.
+// As put, past the cache where a row is a whole line of it; `to` is aligned. Every thread is to call settle() after it.
 inline void put_past(float* to, Row row) {
 #if defined(__AVX512F__)
     _mm512_stream_ps(to, reinterpret_cast<__m512&>(row));
-#elif defined(__AVX__)
-    _mm256_stream_ps(to, reinterpret_cast<__m256&>(row));
 #else
     put(to, row);
 #endif
 }
 
 inline void settle() {
-#if defined(__AVX__)
+#if defined(__AVX512F__)
     _mm_sfence();
 #endif
 }
