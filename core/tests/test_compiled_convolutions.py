@@ -20,8 +20,8 @@ from dcf.testing import fake_spec
 SPEC = fake_spec(classes=3, shape=(3, 16, 16))
 CPU = torch.device("cpu")
 
-#: N, C, K, H, W: whole tiles of 4x4; tiles beyond the border; more of them than a block; small ones. Whole tiles of 8x8;
-#: beyond the border. As few channels as images have.
+#: N, C, K, H, W. Whole tiles of 4x4; tiles beyond the border; more of them than a block; small ones. Whole tiles of
+#: 8x8; beyond the border. As few channels as images have.
 SMALL = [(2, 16, 32, 8, 4), (3, 32, 16, 9, 7), (9, 16, 16, 14, 11), (5, 48, 80, 3, 5), (40, 16, 16, 12, 12)]
 LARGE = [(40, 16, 48, 16, 16), (70, 32, 16, 15, 7)]
 TILED = SMALL + LARGE

@@ -1,6 +1,6 @@
 """Kernels: the parts of a run that take the time, made ahead for a network and a size of batch.
 
-On a CPU a kernel is compiled, and what lies between convolutions is fused. Most convolutions of 3x3 take a quarter of
+On a CPU a kernel is compiled, and what lies between convolutions is fused. Most convolutions of 3x3 take a sixth of
 the multiplications, in fp32. Where the processor has matrix units for bf16 (AMX), convolutions are in bf16, but for
 those of forward passes that synthetic images are differentiated through. With `--precision strict` everything is in
 fp32, and all sums are taken as they are defined. On a GPU it is a CUDA graph: all its operations are launched as one.
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from dcf.compiled._kernels import Kind, forget_captured, has_kernel, kernel_for, seconds_spent
 from dcf.compiled._lower import Rounded
-from dcf.compiled._rules import activations, arithmetic, busy, multiplications, wide_registers, worthwhile
+from dcf.compiled._rules import activations, arithmetic, busy, multiplications, worthwhile
 from dcf.networks.base import NetworkState
 
 __all__ = [
@@ -277,8 +277,7 @@ def recomputing_pays(
 ) -> bool:
     """Whether `gradient_products` of such a batch makes up for computing its step again; its kernel is made now.
 
-    On a CPU if it is in bf16, or in tiles with AVX-512. On a GPU always: `recorded_gradients` computes a step
-    again there, too.
+    On a CPU if it is in bf16 or in tiles. On a GPU always: `recorded_gradients` computes a step again there, too.
 
     Args:
         net: The network.
@@ -288,7 +287,7 @@ def recomputing_pays(
         calls: How often the caller will ask in what `expected` counts.
     """
     kind, rounded = Kind.PRODUCTS, _rounded(Kind.PRODUCTS, images.device)
-    saves = images.is_cuda or rounded == "derivatives" or (rounded == "tiled" and wide_registers())
+    saves = images.is_cuda or rounded in ("derivatives", "tiled")
     if not _wanted(kind, net, images, calls) or not saves:
         return False
     data = [images.detach(), labels.detach(), *(w.detach() for w in weights)]

@@ -72,7 +72,8 @@ def _backward(
     """Gradients in weight, bias, scale and shift."""
     out: _Four = _backward_like(g, x, weight, bias, scale, shift, mean, rstd)
     given = [last(g), last(x), *(t.contiguous() for t in (weight, bias, scale, shift, mean, rstd))]
-    call(_SOURCE, "dcf_first_backward", x.shape[1], *map(address, (*given, *out)), *sizes(len(x), x.shape[2:], weight.shape))
+    numbers = sizes(len(x), x.shape[2:], weight.shape)
+    call(_SOURCE, "dcf_first_backward", x.shape[1], *map(address, (*given, *out)), *numbers)
     return out
 
 

@@ -24,7 +24,6 @@ __all__ = [
     "busy",
     "multiplications",
     "processor",
-    "wide_registers",
     "worthwhile",
 ]
 
@@ -98,26 +97,16 @@ class Kind(Enum):
 def processor() -> Processor:
     """What suits the processor: "bf16" with matrix units for it (AMX), "fp32" with AVX2, "other" without.
 
-    AVX512_BF16 multiplies bf16 twice as fast as fp32; tiles in fp32 (`_tiles.cpp`) take a quarter of the
+    AVX512_BF16 multiplies bf16 twice as fast as fp32; tiles in fp32 (`_tiles.cpp`) take a sixth of the
     multiplications, and round less.
     """
-    known = _flags()
+    try:
+        known = Path("/proc/cpuinfo").read_text(encoding="ascii") if platform.machine() == "x86_64" else ""
+    except (OSError, UnicodeDecodeError):
+        known = ""
     if "amx_bf16" in known:
         return "bf16"
     return "fp32" if "avx2" in known else "other"
-
-
-@functools.cache
-def wide_registers() -> bool:
-    """Whether the processor has AVX-512; without, convolutions in tiles save less."""
-    return "avx512f" in _flags()
-
-
-def _flags() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="ascii") if platform.machine() == "x86_64" else ""
-    except (OSError, UnicodeDecodeError):
-        return ""
 
 
 def arithmetic(device: torch.device) -> Processor:
