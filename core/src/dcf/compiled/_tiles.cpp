@@ -12,7 +12,9 @@
 
 namespace {
 
-constexpr int64_t BLOCK = 48;  // tiles that all threads work on at once
+// Tiles that threads work on at once: all of them together, and each at least.
+constexpr int64_t BLOCK = 48, EACH_THREAD = 8;
+constexpr int64_t STRIP = COLUMNS * LANES;  // channels of a product that a thread computes
 // Between the points of a block, so that they do not fall on the same lines of the cache.
 constexpr int64_t GAP = 32;
 // As many tiles as the transformation of filters takes the time of.
@@ -28,6 +30,7 @@ struct Tiles {
         : count(n), height(h), width(w), down((h + TILE - 1) / TILE), across((w + TILE - 1) / TILE),
           all(n * down * across) {}
 
+    int64_t block() const { return std::min(all, std::max(BLOCK, EACH_THREAD * omp_get_max_threads())); }
     int64_t values(int64_t channels) const { return count * height * width * channels; }
     int64_t multiplications() const { return (all + FILTERS) * F::POINTS; }
 
@@ -131,12 +134,24 @@ void transform_filters(const float* weight, bool turned, int64_t from, int64_t t
     }
 }
 
+// Calls `visit` with every point and every strip of so many channels, where it begins and how wide it is; by the threads of
+// a team, each some, which wait for one another.
+template <class F, class Visit>
+inline void each_strip(int64_t channels, Visit visit) {
+    const int64_t strips = (channels + STRIP - 1) / STRIP;
+#pragma omp for
+    for (int64_t task = 0; task < F::POINTS * strips; ++task) {
+        const int64_t j = task % strips * STRIP;
+        visit(task / strips, j, std::min(STRIP, channels - j));
+    }
+}
+
 // A convolution from `from` to `to` channels. Threads share a block of tiles, of which each computes some points: so what
 // it reads of the filters stays near it. False: there is not enough memory.
 template <class F>
 bool tiled(const float* x, const float* weight, bool turned, const float* bias, float* out, const Tiles<F>& tiles,
            int64_t from, int64_t to) {
-    const int64_t size = std::min(BLOCK, tiles.all), before = size * from + GAP, after = size * to + GAP;
+    const int64_t size = tiles.block(), before = size * from + GAP, after = size * to + GAP;
     const Room zeros(from, 1, true), u(F::POINTS * from * to), v(F::POINTS * before), m(F::POINTS * after);
     if (!zeros || !u || !v || !m) return false;
     transform_filters<F>(weight, turned, from, to, u);
@@ -149,9 +164,9 @@ bool tiled(const float* x, const float* weight, bool turned, const float* bias, 
                 const typename Tiles<F>::template Pixels<F::SIDE> read(tiles, x, zeros, first + i, 1, from);
                 transform<F>(read.at, read.after, from, v + i * from, before);
             }
-#pragma omp for
-            for (int p = 0; p < F::POINTS; ++p)
-                product({v + p * before, from, 1}, many, u + p * from * to, m + p * after, to, to, from, false);
+            each_strip<F>(to, [&](int64_t p, int64_t j, int64_t columns) {
+                product({v + p * before, from, 1}, many, u + p * from * to + j, m + p * after + j, columns, to, from, false);
+            });
 #pragma omp for nowait
             for (int64_t i = 0; i < many; ++i) write(m + i * to, after, bias, tiles, first + i, to, out);
         }
@@ -175,7 +190,7 @@ void transform_back(const float* u, int64_t c, int64_t C, int64_t K, float* gw) 
 // The gradients in weights and bias, with threads as above. False: there is not enough memory.
 template <class F>
 bool tiled_weights(const float* x, const float* g, float* gw, float* gb, const Tiles<F>& tiles, int64_t C, int64_t K) {
-    const int64_t size = std::min(BLOCK, tiles.all), before = size * C + GAP, after = size * K + GAP;
+    const int64_t size = tiles.block(), before = size * C + GAP, after = size * K + GAP;
     const Room zeros(std::max(C, K), 1, true), u(F::POINTS * C * K), biases(size * K);
     const Room v(F::POINTS * before), m(F::POINTS * after);
     if (!zeros || !u || !biases || !v || !m) return false;
@@ -191,11 +206,11 @@ bool tiled_weights(const float* x, const float* g, float* gw, float* gb, const T
                 const typename Tiles<F>::template Pixels<F::TILE> given(tiles, g, zeros, first + i, 0, K);
                 transform_gradients<F>(given.at, given.after, K, m + i * K, after, biases + i * K);
             }
-#pragma omp for
-            for (int p = 0; p < F::POINTS; ++p) {
-                product({v + p * before, 1, C}, C, m + p * after, u + p * C * K, K, K, many, first > 0);
-                for (int64_t i = 0; p == 0 && i < many * K; ++i) gb[i % K] += biases[i];
-            }
+            each_strip<F>(K, [&](int64_t p, int64_t j, int64_t columns) {
+                product({v + p * before, 1, C}, C, m + p * after + j, u + p * C * K + j, columns, K, many, first > 0);
+                for (int64_t i = 0; p == 0 && i < many; ++i)
+                    for (int64_t k = j; k < j + columns; ++k) gb[k] += biases[i * K + k];
+            });
         }
 #pragma omp for
         for (int64_t c = 0; c < C; ++c) transform_back<F>(u, c, C, K, gw);
