@@ -4,8 +4,8 @@
 // Maps are (N, H, W, C) in memory, weights (K, C, 3, 3). Of all pixels of a map, one row of registers of channels is
 // computed at a time and stays in the cache: what lies between is never written to memory, and is computed again for the
 // gradient. Convolutions are computed in tiles, see `_filtering.hpp`; for the formulas of the norm see `_blocks.cpp`. The
-// mean of a convolution is that of the pixels under each weight, so it is known ahead.
-// Sums are taken in an order that does not depend on the number of threads.
+// mean of a convolution is that of the pixels under each weight, so it is known ahead. Sums are taken in an order that does
+// not depend on the number of threads.
 
 #include "_rows.hpp"
 #include "_filtering.hpp"
@@ -42,8 +42,8 @@ struct Block {
     int64_t filter(int64_t k) const { return k * C * POINTS; }          // where those of channels from k on begin
 
     // Calls `visit` with the values of all 2x2 pixels, left to right, and the number of their window.
-    template <class F>
-    void windows(float* column, F visit) const {
+    template <class Visit>
+    void windows(float* column, Visit visit) const {
         int64_t window = 0;
         for (int64_t y = 0; y < height; y += 2) {
             float *top = column + y * width * LANES, *bottom = top + width * LANES;
