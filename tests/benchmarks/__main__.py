@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import warnings
@@ -17,7 +18,7 @@ from tests.benchmarks.memory import highest, in_process
 from tests.benchmarks.ours import Ours
 from tests.benchmarks.published import CHECKOUTS, checkout, fingerprint, load
 from tests.benchmarks.published_others import published_side
-from tests.benchmarks.run import machine, run_case
+from tests.benchmarks.run import Timed, machine
 
 from dcf.compiled import allowed
 from dcf.runtime import keep_freed_pages
@@ -49,36 +50,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for case in options.cases:
         if case not in cases:
             print(f"{case.name}: no checkout of {CHECKOUTS[case.checkout][0]} in '{options.published / case.checkout}'")
-    results: dict[str, Any] = {
-        "format": 2,
-        "machine": machine(device, kept),
-        "published": {name: fingerprint(path, name) for name, path in found.items() if path is not None},
-        "cases": [],
-    }
-    print(_HEADER, flush=True)
-    for case in cases:
-        results["cases"].append(_measure(case, options, device, found))
-        print(_row(results["cases"][-1]), flush=True)
-        if options.out:
-            options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    with allowed(options.precision, device):
+        # Kernels of a GPU are given back when nothing allows them any more, which is not between two rounds.
+        results = _measure(cases, options, device, found, machine(device, kept))
+    print("\n".join([_HEADER, *map(_row, results["cases"])]))
     return 0
 
 
 def _measure(
-    case: Case, options: argparse.Namespace, device: torch.device, found: dict[str, Path | None]
+    cases: list[Case],
+    options: argparse.Namespace,
+    device: torch.device,
+    found: dict[str, Path | None],
+    measured_on: dict[str, Any],
 ) -> dict[str, Any]:
+    """All cases, round after round; what is known so far is written after each."""
+    results: dict[str, Any] = {
+        "format": 3,
+        "machine": measured_on,
+        "published": {name: fingerprint(path, name) for name, path in found.items() if path is not None},
+        "rounds": 0,
+    }
+    memory = {case.name: _memory(case, options) for case in cases if not options.no_memory and case.part != "outer"}
+    timed = []
+    for case in cases:
+        print(f"{case.name}: both sides compute the same, and what is compiled", file=sys.stderr, flush=True)
+        timed.append(_timed(case, options, device, found))
+    for number in range(1, options.rounds + 1):
+        for one in timed:
+            print(f"round {number} of {options.rounds}: {one.case.name}", file=sys.stderr, flush=True)
+            one.round()
+        results["rounds"] = number
+        results["cases"] = [one.result() | _measured_memory(memory, one.case) for one in timed]
+        if options.out:
+            options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return results
+
+
+def _timed(case: Case, options: argparse.Namespace, device: torch.device, found: dict[str, Path | None]) -> Timed:
     path = found[case.checkout]
     if path is None:
         raise RuntimeError(f"the case '{case.name}' has no checkout")
-    data, modules = random_data(device, case.space), load(path, case.checkout)
-    result = run_case(case, modules, data, options.pairs, options.class_chunk, options.precision)
-    if not options.no_memory and case.part != "outer":
-        shared = ["--published", str(options.published), "--cases", case.name, "--threads", str(options.threads)]
-        shared += ["--device", options.device, "--precision", options.precision]
-        result["memory_mb"] = {
-            side: in_process("tests.benchmarks", *shared, "--child", side) for side in ("published", "ours")
-        }
-    return result
+    data, modules = _data(device, case.space), _load(path, case.checkout)
+    return Timed(case, modules, data, options.rounds, options.class_chunk, options.precision)
+
+
+#: One for all cases, as all are held at a time.
+_data, _load = functools.cache(random_data), functools.cache(load)
+
+
+def _memory(case: Case, options: argparse.Namespace) -> dict[str, float]:
+    """Megabytes of both sides, each in a process of its own."""
+    shared = ["--published", str(options.published), "--cases", case.name, "--threads", str(options.threads)]
+    shared += ["--device", options.device, "--precision", options.precision]
+    return {side: in_process("tests.benchmarks", *shared, "--child", side) for side in ("published", "ours")}
+
+
+def _measured_memory(memory: dict[str, dict[str, float]], case: Case) -> dict[str, Any]:
+    return {"memory_mb": memory[case.name]} if case.name in memory else {}
 
 
 def _child(case: Case, options: argparse.Namespace, device: torch.device, found: dict[str, Path | None]) -> float:
@@ -98,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         "--published", type=Path, required=True, metavar="PATH", help="folder of checkouts: dc, dcc, mtt, idc"
     )
     parser.add_argument("--cases", type=_cases, default=list(CASES.values()), metavar="A,B", help=", ".join(CASES))
-    parser.add_argument("--pairs", type=int, default=5, help="timed pairs a case")
+    parser.add_argument("--rounds", type=_positive, default=5, help="over all cases, a pair or more of each")
     parser.add_argument("--threads", type=int, default=0, help="threads of both sides; torch's choice by default")
     parser.add_argument("--precision", choices=("default", "strict"), default="default", help="of dcf's side")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -107,8 +136,15 @@ def _parser() -> argparse.ArgumentParser:
         "--class-chunk", type=int, metavar="N", help="classes worked on together, instead of dcf's choice"
     )
     parser.add_argument("--child", choices=("published", "ours"), help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where results go as JSON, after each case")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where results go as JSON, after each round")
     return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"there is at least one round, not {number}")
+    return number
 
 
 def _cases(text: str) -> list[Case]:
@@ -134,7 +170,7 @@ def _row(result: dict[str, Any]) -> str:
     megabytes = f"{memory['published']:.0f} / {memory['ours']:.0f}" if memory else ""
     return (
         f"{result['case']:20} {result['published_s']['median']:12.3f} {result['ours_s']['median']:8.3f}  "
-        f"{spread:18} {cpu:18} {result['n']:3d}  {load[0]:.1f} to {load[1]:.1f}  {megabytes:>13}  "
+        f"{spread:18} {cpu:18} {result['n']:3d}  {min(load):.1f} to {max(load):.1f}  {megabytes:>13}  "
         f"{errors or 'not compared'}"
     )
 

@@ -12,7 +12,7 @@ from dcf.data.real import RealData, Split
 from dcf.space import ValueSpace
 from dcf.types import DataSpec
 
-__all__ = ["BATCH_REAL", "CASES", "STRATEGY", "Case", "Shared", "random_data", "shared_inputs"]
+__all__ = ["BATCH_REAL", "CASES", "PARTS", "STRATEGY", "Case", "Shared", "random_data", "shared_inputs"]
 
 CLASSES = 10
 SHAPE = (3, 32, 32)
@@ -72,8 +72,9 @@ class Case:
 
 _DCC = "dcc:match_steps=1,outer_warmup=0,inner_warmup=0"
 _MTT = f"mtt:syn_steps={STUDENT_STEPS},expert_epochs=1,max_start_epoch=2"
-#: Matching steps of an outer iteration at 10 images a class.
-_OUTER = "dc:match_steps=10,net_epochs=50"
+#: Matching steps of an outer iteration at 10 images a class, each timed with the training before it.
+PARTS = 10
+_OUTER = f"dc:match_steps={PARTS},net_epochs=50"
 
 CASES = {
     case.name: case

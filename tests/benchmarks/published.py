@@ -30,6 +30,7 @@ from tests.benchmarks.cases import (
     EVALUATED,
     EVALUATION_EPOCHS,
     LR_NET,
+    PARTS,
     SHAPE,
     STRATEGY,
     Case,
@@ -170,8 +171,8 @@ class Published:
 
     def parts(self) -> Iterator[None]:
         """One outer iteration, part by part: a matching step, its update, and the training that follows."""
-        net, steps = self._network(), 10
-        for step in range(steps):
+        net = self._network()
+        for step in range(PARTS):
             if step:
                 self._train(net)
             self._match(net)

@@ -1,4 +1,4 @@
-"""One case: interleaved pairs in one process, statistics, agreement, launches, and what machine it was."""
+"""Cases in rounds: interleaved pairs in one process, statistics, agreement, launches, and what machine it was."""
 
 from __future__ import annotations
 
@@ -7,88 +7,114 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from tests.benchmarks.cases import Case, shared_inputs
+from tests.benchmarks.cases import PARTS, Case, shared_inputs
 from tests.benchmarks.ours import Ours, Precision, initial_weights
 from tests.benchmarks.published import Published
 from tests.benchmarks.published_others import published_side
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from dcf.compiled import allowed
 from dcf.data.real import RealData
 
-__all__ = ["machine", "run_case"]
+__all__ = ["Timed", "machine"]
 
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
 #: Calls of the CUDA runtime and driver that hand work to a GPU.
 _HANDED = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaMemsetAsync")
 #: Real images a class where both sides are compared in float64; that takes no more.
 _FEW = 16
+#: Of work of one case in a round, at least; a long step is one pair.
+LEAST_SECONDS = 4.0
 
 
-def run_case(
-    case: Case,
-    modules: SimpleNamespace,
-    data: RealData,
-    pairs: int,
-    class_chunk: int | None = None,
-    precision: Precision = "default",
-) -> dict[str, Any]:
-    """Check that both sides agree, then time them in turn.
+class Timed:
+    """One case that is being measured: agreement when it is made, then pairs, a few in every round.
+
+    Rounds are spread over the whole run, so that a state the machine is in for minutes concerns some pairs of every
+    case and not all pairs of some.
 
     Args:
         case: The case.
         modules: The published code.
         data: Real images on the device that is measured.
-        pairs: Timed pairs; which side goes first alternates. An outer iteration is timed once, part by part.
+        rounds: How many there will be; an outer iteration is one whatever they are, its parts divided among them.
         class_chunk: See `Ours`.
         precision: Of dcf's side.
-
-    Returns:
-        JSON-ready: seconds of both sides and the ratio published / ours, each as median, min and max, the ratio also
-        of CPU seconds of the process, which other people's work disturbs less; n; how far both are apart on the same
-        input, in float64, in fp32 and in the precision that is timed; seconds of dcf's first call, which compiles;
-        launches of both; the load average before and after.
     """
-    # Kernels of a GPU are given back when nothing allows them any more, which is not between two steps of a run.
-    with allowed(precision, data.train.device):
-        return _measured(case, modules, data, pairs, class_chunk, precision)
 
+    def __init__(
+        self,
+        case: Case,
+        modules: SimpleNamespace,
+        data: RealData,
+        rounds: int,
+        class_chunk: int | None = None,
+        precision: Precision = "default",
+    ) -> None:
+        self.case, self.rounds, self.precision = case, rounds, precision
+        self.device = data.train.device
+        self.ours = Ours(case, data, class_chunk, precision)
+        self.sides: tuple[Any, Any] = (published_side(modules, case, data), self.ours)
+        self.agreement, self.launches, self.first = _agreement(case, *reversed(self.sides), data, precision)
+        self.wall: _Seconds = [[], []]
+        self.cpu: _Seconds = [[], []]
+        self.load: list[float] = []
+        self._parts = [side.parts() for side in self.sides] if case.part == "outer" else []
+        if case.part == "outer":
+            self.first = _warmed(self.sides, self.device)
+        elif not self.agreement:
+            _pair(self.sides, 0, _step, self.device)
 
-def _measured(
-    case: Case, modules: SimpleNamespace, data: RealData, pairs: int, class_chunk: int | None, precision: Precision
-) -> dict[str, Any]:
-    ours, published = Ours(case, data, class_chunk, precision), published_side(modules, case, data)
-    agreement, launches, first = _agreement(case, ours, published, data, precision)
-    load = os.getloadavg()[0]
-    sides, device = (published, ours), data.train.device
-    if case.part == "outer":
-        first = _warmed(sides, device)
-        wall, cpu = _in_parts(sides, device)
-    else:
-        wall, cpu = _interleave(sides, pairs, device, warm=bool(agreement))
-    return {
-        "case": case.name,
-        "precision": precision,
-        "n": len(wall[0]),
-        "published_s": _summary(wall[0]),
-        "ours_s": _summary(wall[1]),
-        "ratio": _summary(_ratios(wall)),
-        "ratio_cpu": _summary(_ratios(cpu)),
-        "ratio_of_sums": sum(wall[0]) / sum(wall[1]),
-        "ratio_of_sums_cpu": sum(cpu[0]) / sum(cpu[1]),
-        "ours_first_s": first,
-        "relative_error": agreement,
-        "launches": launches,
-        "class_chunk": ours.session.ctx.class_chunk,
-        "load": [round(load, 2), round(os.getloadavg()[0], 2)],
-    }
+    def round(self) -> None:
+        """Time the pairs of one round: one, or as many as take `LEAST_SECONDS`, or its share of the parts."""
+        self.load.append(os.getloadavg()[0])
+        began = time.perf_counter()
+        if self._parts:
+            for _ in range(-(-PARTS // self.rounds)):
+                self._timed(_pair(self._parts, len(self.wall[0]), _part, self.device))
+            return
+        while time.perf_counter() - began < LEAST_SECONDS:
+            self._timed(_pair(self.sides, len(self.wall[0]), _step, self.device))
+
+    def _timed(self, taken: list[tuple[float, float] | None]) -> None:
+        for number, seconds in enumerate(taken):
+            if seconds is not None:
+                self.wall[number].append(seconds[0])
+                self.cpu[number].append(seconds[1])
+
+    def result(self) -> dict[str, Any]:
+        """What was measured so far, JSON-ready.
+
+        Returns:
+            Seconds of both sides and the ratio published / ours, each as median, min and max, the ratio also of CPU
+            seconds of the process, which other people's work disturbs less; the ratios themselves, in order; n; how
+            far both are apart on the same input, in float64, in fp32 and in the precision that is timed; seconds of
+            dcf's first call, which compiles; launches of both; the load average before each round.
+        """
+        ratios = _ratios(self.wall)
+        return {
+            "case": self.case.name,
+            "precision": self.precision,
+            "n": len(ratios),
+            "published_s": _summary(self.wall[0]),
+            "ours_s": _summary(self.wall[1]),
+            "ratio": _summary(ratios),
+            "ratio_cpu": _summary(_ratios(self.cpu)),
+            "ratios": [round(ratio, 3) for ratio in ratios],
+            "ratio_of_sums": sum(self.wall[0]) / sum(self.wall[1]),
+            "ratio_of_sums_cpu": sum(self.cpu[0]) / sum(self.cpu[1]),
+            "ours_first_s": self.first,
+            "relative_error": self.agreement,
+            "launches": self.launches,
+            "class_chunk": self.ours.session.ctx.class_chunk,
+            "load": [round(load, 2) for load in self.load],
+        }
 
 
 # --- agreement --------------------------------------------------------------------------------------------------------
@@ -149,18 +175,28 @@ def _counted(call: Callable[[], dict[str, Tensor]], device: torch.device) -> tup
 _Seconds = list[list[float]]
 
 
-def _interleave(sides: Sequence[Any], pairs: int, device: torch.device, warm: bool) -> tuple[_Seconds, _Seconds]:
-    """Wall and CPU seconds of each side, pair by pair; after one call of each that is not counted, if they are cold."""
-    wall: _Seconds = [[] for _ in sides]
-    cpu: _Seconds = [[] for _ in sides]
-    for pair in range(0 if warm else -1, pairs):
-        for number in range(len(sides)) if pair % 2 else reversed(range(len(sides))):
-            gc.collect()
-            taken = _time(sides[number].step, device)
-            if pair >= 0:
-                wall[number].append(taken[0])
-                cpu[number].append(taken[1])
-    return wall, cpu
+def _pair(
+    sides: Sequence[Any], number: int, call: Callable[[Any], bool], device: torch.device
+) -> list[tuple[float, float] | None]:
+    """Wall and CPU seconds of one call of each side, None for one that has ended; who goes first alternates."""
+    taken: list[tuple[float, float] | None] = [None for _ in sides]
+    for side in range(len(sides)) if number % 2 else reversed(range(len(sides))):
+        gc.collect()
+        ended: list[bool] = []
+        seconds = _time(lambda it=sides[side], end=ended: end.append(call(it)), device)
+        if not ended[0]:
+            taken[side] = seconds
+    return taken
+
+
+def _step(side: Any) -> bool:
+    side.step()
+    return False
+
+
+def _part(parts: Iterator[None]) -> bool:
+    """Do the next part; whether there is none."""
+    return next(parts, True) is True
 
 
 def _warmed(sides: Sequence[Any], device: torch.device) -> float:
@@ -169,25 +205,6 @@ def _warmed(sides: Sequence[Any], device: torch.device) -> float:
         parts = side.parts()
         taken, _ = _time(lambda it=parts: [next(it) for _ in range(2)], device)
     return taken
-
-
-def _in_parts(sides: Sequence[Any], device: torch.device) -> tuple[_Seconds, _Seconds]:
-    """Wall and CPU seconds of each part of one iteration of each side, the parts in turn; none is left out."""
-    wall: _Seconds = [[] for _ in sides]
-    cpu: _Seconds = [[] for _ in sides]
-    going, done, part = [side.parts() for side in sides], False, 0
-    while not done:
-        for number in range(len(sides)) if part % 2 else reversed(range(len(sides))):
-            gc.collect()
-            ended: list[bool] = []
-            taken = _time(lambda it=going[number], end=ended: end.append(next(it, True) is True), device)
-            if ended[0]:
-                done = True
-            else:
-                wall[number].append(taken[0])
-                cpu[number].append(taken[1])
-        part += 1
-    return wall, cpu
 
 
 def _time(step: Callable[[], object], device: torch.device) -> tuple[float, float]:
