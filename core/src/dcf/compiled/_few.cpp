@@ -135,57 +135,63 @@ extern "C" {
 
 int dcf_few(const float* x, const float* weight, const float* bias, float* out, int64_t n, int64_t h, int64_t w,
             int64_t C, int64_t K) {
-    const Padded maps(h, w, C);
-    const int threads = omp_get_max_threads();
-    const Room u(9 * C * K), rooms(maps.values(), threads);
-    if (!u || !rooms) return 1;
+    const Room u(9 * C * K);
+    if (!u) return 1;
     order(weight, C, K, u);
-#pragma omp parallel for num_threads(threads)
-    for (int64_t i = 0; i < n; ++i) {
-        maps.fill(x + i * h * w * C, rooms.mine());
-        convolve(maps, rooms.mine(), u, bias, out + i * h * w * K, K);
-    }
-    return 0;
+    return !divided(n, [=, &u](int64_t first, int64_t end) {
+        const Padded maps(h, w, C);
+        const Room room(maps.values());
+        if (!room) return false;
+        for (int64_t i = first; i < end; ++i) {
+            maps.fill(x + i * h * w * C, room);
+            convolve(maps, room, u, bias, out + i * h * w * K, K);
+        }
+        return true;
+    });
 }
 
 int dcf_few_weights(const float* x, const float* g, float* gw, float* gb, int64_t n, int64_t h, int64_t w, int64_t C,
                     int64_t K) {
-    const Padded maps(h, w, C);
-    const int threads = omp_get_max_threads();
     const int64_t groups = std::min(GROUPS, n), size = (9 * C + 1) * K;
-    const Room parts(groups * size, 1, true), rooms(maps.values(), threads);
-    if (!parts || !rooms) return 1;
-#pragma omp parallel for num_threads(threads)
-    for (int64_t group = 0; group < groups; ++group)
-        for (int64_t i = group * n / groups; i < (group + 1) * n / groups; ++i) {
-            maps.fill(x + i * h * w * C, rooms.mine());
-            for (int64_t k = 0; k < K; k += LANES)
-                add_weights(maps, rooms.mine(), g + i * h * w * K + k, K, parts + group * size + k, K);
-        }
-    add_groups(parts, groups, size, C, K, gw, gb);
-    return 0;
+    const Room parts(groups * size);
+    const bool done = parts && divided(groups, [=, &parts](int64_t first, int64_t end) {
+        const Padded maps(h, w, C);
+        const Room room(maps.values());
+        if (!room) return false;
+        std::memset(parts + first * size, 0, (end - first) * size * sizeof(float));
+        for (int64_t group = first; group < end; ++group)
+            for (int64_t i = group * n / groups; i < (group + 1) * n / groups; ++i) {
+                maps.fill(x + i * h * w * C, room);
+                for (int64_t k = 0; k < K; k += LANES)
+                    add_weights(maps, room, g + i * h * w * K + k, K, parts + group * size + k, K);
+            }
+        return true;
+    });
+    if (done) add_groups(parts, groups, size, C, K, gw, gb);
+    return !done;
 }
 
 int dcf_few_images(const float* g, const float* weight, float* gx, int64_t n, int64_t h, int64_t w, int64_t C,
                    int64_t K) {
-    const Padded maps(h, w, C);
-    const int threads = omp_get_max_threads();
     const int64_t width = (9 * C + LANES - 1) / LANES * LANES;
-    const Room u(K * width, 1, true), rooms(maps.values(), threads), rows(w * width, threads);
-    if (!u || !rooms || !rows) return 1;
+    const Room u(K * width, true);
+    if (!u) return 1;
     for (int64_t k = 0; k < K; ++k)
         for (int64_t i = 0; i < 9 * C; ++i) u[k * width + i] = weight[(k * C + i % C) * 9 + i / C];
-#pragma omp parallel for num_threads(threads)
-    for (int64_t i = 0; i < n; ++i) {
-        float *room = rooms.mine(), *given = rows.mine();
-        std::memset(room, 0, maps.values() * sizeof(float));
-        for (int64_t y = 0; y < h; ++y) {
-            product({g + (i * h + y) * w * K, K, 1}, w, u, given, width, width, K, false);
-            add_row(maps, given, width, room + y * maps.row);
+    return !divided(n, [=, &u](int64_t first, int64_t end) {
+        const Padded maps(h, w, C);
+        const Room room(maps.values()), given(w * width);
+        if (!room || !given) return false;
+        for (int64_t i = first; i < end; ++i) {
+            std::memset(room, 0, maps.values() * sizeof(float));
+            for (int64_t y = 0; y < h; ++y) {
+                product({g + (i * h + y) * w * K, K, 1}, w, u, given, width, width, K, false);
+                add_row(maps, given, width, room + y * maps.row);
+            }
+            maps.empty(room, gx + i * h * w * C);
         }
-        maps.empty(room, gx + i * h * w * C);
-    }
-    return 0;
+        return true;
+    });
 }
 
 }  // extern "C"

@@ -135,18 +135,18 @@ struct Filtering {
     }
 };
 
-// The same along both sides of a square, n x n to m x m, which is read and written once.
-template <class T, int n, int m, class Along, class Read, class Write>
+// The same along both sides of a square, n x n to m x m, which is read and written once; lines `low` to `high` of it.
+template <class T, int n, int m, int low = 0, int high = m, class Along, class Read, class Write>
 inline void twice(Along along, Read read, Write write) {
-    T half[m][n], found[m];
+    T half[high - low][n], found[m];
     for (int j = 0; j < n; ++j) {
         T column[n];
         for (int i = 0; i < n; ++i) column[i] = read(i * n + j);
         along(column, found);
-        for (int i = 0; i < m; ++i) half[i][j] = found[i];
+        for (int i = low; i < high; ++i) half[i - low][j] = found[i];
     }
-    for (int i = 0; i < m; ++i) {
-        along(half[i], found);
+    for (int i = low; i < high; ++i) {
+        along(half[i - low], found);
         for (int j = 0; j < m; ++j) write(i * m + j, found[j]);
     }
 }

@@ -290,52 +290,51 @@ extern "C" {
 
 int dcf_first(const float* x, const float* weight, const float* bias, const float* scale, const float* shift, float* out,
               float* mean, float* rstd, float eps, int64_t n, int64_t h, int64_t w, int64_t, int64_t K) {
-    const int threads = omp_get_max_threads();
     const Room filters(K * C * POINTS), taps(K * C * 9);
-    const Block block{h, w, K, filters, taps, bias, scale, shift};
-    const Room rooms(block.room(), threads), points(block.points(), threads), columns(h * w * LANES, threads);
-    const Room lines(w * C, threads), sums(C * 9, threads);
-    if (!filters || !taps || !rooms || !points || !columns || !lines || !sums) return 1;
+    if (!filters || !taps) return 1;
     transform_filters(weight, K, filters, taps);
-    const int64_t size = h * w / 4 * K;
-    const bool past = n * size >= LARGE;
-#pragma omp parallel num_threads(threads)
-    {
-#pragma omp for
-        for (int64_t i = 0; i < n; ++i) {
+    return !divided(n, [=, &filters, &taps](int64_t first, int64_t end) {
+        const Block block{h, w, K, filters, taps, bias, scale, shift};
+        const Room room(block.room()), points(block.points()), column(h * w * LANES), line(w * C), sums(C * 9);
+        if (!room || !points || !column || !line || !sums) return false;
+        const int64_t size = h * w / 4 * K;
+        const bool past = n * size >= LARGE;
+        for (int64_t i = first; i < end; ++i) {
             const float* image = x + i * h * w * C;
-            transform_image(block, image, rooms.mine(), points.mine());
-            add_up(block, image, lines.mine(), sums.mine());
+            transform_image(block, image, room, points);
+            add_up(block, image, line, sums);
             for (int64_t k = 0; k < K; k += LANES)
-                forward(block, points.mine(), sums.mine(), k, eps, columns.mine(), past, out + i * size, mean + i * K,
-                        rstd + i * K);
+                forward(block, points, sums, k, eps, column, past, out + i * size, mean + i * K, rstd + i * K);
         }
-        settle();
-    }
-    return 0;
+        return true;
+    });
 }
 
 int dcf_first_backward(const float* g, const float* x, const float* weight, const float* bias, const float* scale,
                        const float* shift, const float* mean, const float* rstd, float* gw, float* gb, float* gscale,
                        float* gshift, int64_t n, int64_t h, int64_t w, int64_t, int64_t K) {
-    const int threads = omp_get_max_threads();
     const int64_t groups = std::min(GROUPS, n);
     const Room filters(K * C * POINTS), taps(K * C * 9);
-    const Block block{h, w, K, filters, taps, bias, scale, shift};
-    const Room rooms(block.room(), threads), points(block.points(), threads), columns(h * w * LANES, threads);
-    const Room parts(groups * block.sums(), 1, true);
-    if (!filters || !taps || !rooms || !points || !columns || !parts) return 1;
+    const Block all{h, w, K, filters, taps, bias, scale, shift};
+    const Room parts(groups * all.sums());
+    if (!filters || !taps || !parts) return 1;
     transform_filters(weight, K, filters, taps);
-#pragma omp parallel for num_threads(threads)
-    for (int64_t group = 0; group < groups; ++group)
-        for (int64_t i = group * n / groups; i < (group + 1) * n / groups; ++i) {
-            transform_image(block, x + i * h * w * C, rooms.mine(), points.mine());
-            for (int64_t k = 0; k < K; k += LANES)
-                backward(block, points.mine(), k, g + i * h * w / 4 * K, mean + i * K, rstd + i * K, columns.mine(),
-                         parts + group * block.sums());
-        }
-    finish(block, parts, groups, gw, gb, gscale, gshift);
-    return 0;
+    const bool done = divided(groups, [=, &filters, &taps, &parts](int64_t first, int64_t end) {
+        const Block block{h, w, K, filters, taps, bias, scale, shift};
+        const Room room(block.room()), points(block.points()), column(h * w * LANES);
+        if (!room || !points || !column) return false;
+        float* sums = parts + first * block.sums();
+        std::memset(sums, 0, (end - first) * block.sums() * sizeof(float));
+        for (int64_t group = first; group < end; ++group, sums += block.sums())
+            for (int64_t i = group * n / groups; i < (group + 1) * n / groups; ++i) {
+                transform_image(block, x + i * h * w * C, room, points);
+                for (int64_t k = 0; k < K; k += LANES)
+                    backward(block, points, k, g + i * h * w / 4 * K, mean + i * K, rstd + i * K, column, sums);
+            }
+        return true;
+    });
+    if (done) finish(all, parts, groups, gw, gb, gscale, gshift);
+    return !done;
 }
 
 }  // extern "C"

@@ -62,24 +62,36 @@ inline void settle() {
 #endif
 }
 
-// Aligned memory, of each thread its own; what it holds is unknown, or zero. Null if there is not as much.
+// Aligned memory; what it holds is unknown, or zero. Null if there is not as much. What a thread works in is its own and asked
+// for by itself: parts of what another asked for may take several times as long where cores are far from one another.
 class Room {
   public:
-    explicit Room(int64_t values, int threads = 1, bool clear = false)
-        : size_((values + LANES - 1) / LANES * LANES),
-          data_(static_cast<float*>(std::aligned_alloc(sizeof(Row), threads * size_ * sizeof(float)))) {
-        if (data_ && clear) std::memset(data_, 0, threads * size_ * sizeof(float));
+    explicit Room(int64_t values, bool clear = false)
+        : data_(static_cast<float*>(std::aligned_alloc(sizeof(Row), (values + LANES - 1) / LANES * sizeof(Row)))) {
+        if (data_ && clear) std::memset(data_, 0, values * sizeof(float));
     }
     ~Room() { std::free(data_); }
     Room(const Room&) = delete;
     Room& operator=(const Room&) = delete;
     operator float*() const { return data_; }
-    float* mine() const { return data_ + omp_get_thread_num() * size_; }
 
   private:
-    int64_t size_;
     float* data_;
 };
+
+// Calls `work` in every thread with the first and the end of the tasks that are its own, one after the other in memory. Whether
+// all returned true.
+template <class Work>
+bool divided(int64_t tasks, Work work) {
+    bool done = true;
+#pragma omp parallel reduction(&& : done)
+    {
+        const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
+        done = work(thread * tasks / threads, (thread + 1) * tasks / threads);
+        settle();
+    }
+    return done;
+}
 
 // --- products of matrices ------------------------------------------------------------------------------------------
 
@@ -95,8 +107,9 @@ inline void block(Left a, const float* b, float* c, int64_t width, int64_t steps
     Row sums[R][K];
     for (int r = 0; r < R; ++r)
         for (int k = 0; k < K; ++k) sums[r][k] = add ? get(c + r * width + k * LANES) : Row{};
-    // What the next lines add to is far in the cache, and no hardware expects it.
-    for (int r = R; r < 2 * R && add; ++r)
+    // What the next lines add to is far in the cache, and no hardware expects it; what is only written may be in that of another
+    // core, and comes while these sums are taken.
+    for (int r = add ? R : 0; r < (add ? 2 * R : R); ++r)
         for (int k = 0; k < K; ++k) __builtin_prefetch(c + r * width + k * LANES, 1);
     for (int64_t s = 0; s < steps; ++s) {
         Row row[K];
