@@ -27,8 +27,9 @@ constexpr int64_t STRIP = COLUMNS * LANES;  // channels of a product that a thre
 constexpr int64_t AHEAD = 2 * LANES;
 // Between the points of a block, so that they do not fall on the same lines of the cache.
 constexpr int64_t GAP = 32;
-// As many tiles as the transformation of filters takes the time of.
-constexpr int64_t FILTERS = 8;
+// As many tiles as the transformation of filters takes the time of, and more: of few images, each mask of a ReLU that rounding
+// turns weighs more in gradients, and large tiles round more.
+constexpr int64_t FILTERS = 30;
 
 // Where the tiles of maps are.
 template <class F>
