@@ -172,13 +172,13 @@ inline void write(Value value, const float* bias, const Tiles<F>& tiles, int64_t
     }
 }
 
-// Filters for a convolution from `from` to `to` channels, (POINTS, from, to), those of channel `i`; turned: for the gradient
-// in its images.
+// Filters for a convolution from `from` to `to` channels, (POINTS, from, to), those of channels from `first` to `end`; turned:
+// for the gradient in its images. Channels are passed in the order in which their weights are near one another.
 template <class F, class L>
-void transform_filters(const float* weight, bool turned, int64_t from, int64_t to, int64_t i, float* u,
+void transform_filters(const float* weight, bool turned, int64_t from, int64_t to, int64_t first, int64_t end, float* u,
                        int64_t next) {
     const int64_t line = turned ? 9 * to : 9, column = turned ? 9 : 9 * from;
-    for (int64_t j = 0; j < to; j += LANES) {
+    const auto transform_row = [&](int64_t i, int64_t j) {
         alignas(sizeof(Row)) float taps[9][LANES];
         for (int64_t l = 0; l < LANES; ++l)
             for (int tap = 0; tap < 9; ++tap)
@@ -186,7 +186,13 @@ void transform_filters(const float* weight, bool turned, int64_t from, int64_t t
         twice<Row, 3, F::SIDE, L::LOW, L::HIGH>(
             F::template weights<Row>, [&](int tap) { return get(taps[tap]); },
             [&](int p, Row row) { put(u + (p - L::FIRST) * next + i * to + j, row); });
-    }
+    };
+    if (turned)
+        for (int64_t i = first; i < end; ++i)
+            for (int64_t j = 0; j < to; j += LANES) transform_row(i, j);
+    else
+        for (int64_t j = 0; j < to; j += LANES)
+            for (int64_t i = first; i < end; ++i) transform_row(i, j);
 }
 
 // A convolution from `from` to `to` channels of tiles from `first` to `end`, with transformed filters `u`. The products of a
@@ -221,8 +227,7 @@ bool tiled_apart(const float* x, const float* weight, bool turned, const float* 
     const int64_t filters = from * to + GAP;
     const Room u(F::POINTS * filters);
     return u && divided(from, [&](int64_t first, int64_t end) {
-               for (int64_t i = first; i < end; ++i)
-                   transform_filters<F, Lines<F, 0, F::SIDE>>(weight, turned, from, to, i, u, filters);
+               transform_filters<F, Lines<F, 0, F::SIDE>>(weight, turned, from, to, first, end, u, filters);
                return true;
            }) && divided(tiles.all, [&](int64_t first, int64_t end) {
                return convolve<F>(x, u, bias, out, tiles, from, to, first, end);
@@ -292,8 +297,7 @@ ALONE void convolve_together(const Share share, const Half& own, const Half& low
     const int64_t size = tiles.block(), before = own.before, after = own.after, filters = own.filters;
     float *u = own.u, *v = own.v, *m = own.m;
     const float *low = lower.m, *high = upper.m;
-    for (int64_t i = share.first(from); i < share.end(from); ++i)
-        transform_filters<F, L>(weight, turned, from, to, i, u, filters);
+    transform_filters<F, L>(weight, turned, from, to, share.first(from), share.end(from), u, filters);
     for (int64_t first = 0; first < tiles.all; first += size) {
         const int64_t many = std::min(size, tiles.all - first);
         for (int64_t i = share.first(many); i < share.end(many); ++i) {
