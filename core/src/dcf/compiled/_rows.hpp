@@ -62,8 +62,8 @@ inline void settle() {
 #endif
 }
 
-// Aligned memory; what it holds is unknown, or zero. Null if there is not as much. What a thread works in is its own and asked
-// for by itself: parts of what another asked for may take several times as long where cores are far from one another.
+// Aligned memory; what it holds is unknown, or zero. Null if there is not as much. What a thread works in, it asks for itself:
+// in parts of what another asked for, convolutions took up to a third longer where cores are far from one another.
 class Room {
   public:
     explicit Room(int64_t values, bool clear = false)
