@@ -334,6 +334,14 @@ def test_what_images_are_learned_through_has_no_first_block(kind, passes, faked)
     assert _folding.nothing_to_fuse(graph)
 
 
+def test_a_graph_that_runs_as_it_is_calls_the_functions_behind_operations(faked):
+    graph = traced(Kind.GRADIENT, "blocks")
+    before = [node.target for node in graph.graph.nodes if str(node.target).startswith("dcf.")]
+    _folding.call_directly(graph)
+    assert len(before) > 4
+    assert not any(str(node.target).startswith("dcf.") for node in graph.graph.nodes)
+
+
 def test_kinds_say_whether_images_are_learned_through_them():
     fp32 = {kind: kind.rounded(CPU, "fp32") for kind in Kind}
     learned = {kind for kind in Kind if kind.rounded(CPU, "bf16") == "derivatives"}
@@ -369,7 +377,10 @@ def test_kernels_in_tiles_compute_what_the_plain_way_does(libraries, kind, width
     x, y, weights = drawn(6, *SPEC.shape), torch.arange(6) % 3, net.parameters()
     cotangent = [drawn(*w.shape, stream="cotangent") for w in weights]
     with compiled.allowed("default", CPU):
-        found = _of_kind(kind, net, x, y, weights, cotangent)
+        _of_kind(kind, net, x, y, weights, cotangent)
+        with torch.profiler.profile() as seen:
+            found = _of_kind(kind, net, x, y, weights, cotangent)
+    assert not [event.name for event in seen.events() if event.name.startswith("dcf::")], "called through torch"
     assert {key[1] for key in _kernels._MADE} == {"blocks" if kind == "gradient" else "tiled"}
     assert None not in _kernels._MADE.values()
     wanted = _of_kind_plainly(kind, net, x, y, weights, cotangent)

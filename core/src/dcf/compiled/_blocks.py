@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from dcf.compiled._library import address, call, last, library
+from dcf.compiled._library import address, call, direct, last, library
 
 __all__ = ["BACKWARD", "FORWARD", "TWICE", "available", "norm_relu_pool"]
 
@@ -56,6 +56,7 @@ def _empty(x: Tensor, height: int, width: int, low: bool) -> Tensor:
 
 
 @torch.library.custom_op("dcf::norm_relu_pool", mutates_args=(), device_types="cpu")
+@direct("norm_relu_pool")
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, low: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Pooled maps, in bf16 where they are to be low, and means and reciprocal deviations `(N, C)` of each image."""
     x, weight, bias = last(x), weight.contiguous(), bias.contiguous()
@@ -74,6 +75,7 @@ def _forward_like(x: Tensor, weight: Tensor, bias: Tensor, eps: float, low: bool
 
 
 @torch.library.custom_op("dcf::norm_relu_pool_backward", mutates_args=(), device_types="cpu")
+@direct("norm_relu_pool_backward")
 def _backward(
     g: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, low: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,6 +97,7 @@ def _backward_like(
 
 
 @torch.library.custom_op("dcf::norm_relu_pool_twice", mutates_args=(), device_types="cpu")
+@direct("norm_relu_pool_twice")
 def _twice(
     a: Tensor, alpha: Tensor, beta: Tensor,
     g: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor,

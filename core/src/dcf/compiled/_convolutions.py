@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from dcf.compiled._library import address, call, last, library
+from dcf.compiled._library import address, call, direct, last, library
 
 __all__ = ["FEW", "LANES", "OPERATIONS", "available", "convolution", "maps", "sizes", "suit"]
 
@@ -79,6 +79,7 @@ def maps(like: Tensor, n: int, channels: int, sides: Sequence[int]) -> Tensor:
 
 
 @torch.library.custom_op("dcf::convolution", mutates_args=(), device_types="cpu")
+@direct("convolution")
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The convolution of images and weights."""
     x, weight, bias = last(x), weight.contiguous(), None if bias is None else bias.contiguous()
@@ -93,6 +94,7 @@ def _convolution_like(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @torch.library.custom_op("dcf::convolution_images", mutates_args=(), device_types="cpu")
+@direct("convolution_images")
 def _of_images(g: Tensor, weight: Tensor) -> Tensor:
     """What a cotangent `(N, K, H, W)` of the convolution comes to in the images."""
     g, weight = last(g), weight.contiguous()
@@ -107,6 +109,7 @@ def _of_images_like(g: Tensor, weight: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("dcf::convolution_weights", mutates_args=(), device_types="cpu")
+@direct("convolution_weights")
 def _of_weights(x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """What a cotangent `(N, K, H, W)` of the convolution comes to in weights and bias."""
     x, g = last(x), last(g)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dcf.compiled._convolutions import FEW, maps, sizes, suit
-from dcf.compiled._library import address, call, last, library
+from dcf.compiled._library import address, call, direct, last, library
 
 __all__ = ["OPERATIONS", "available", "first_block"]
 
@@ -50,6 +50,7 @@ def first_block(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: T
 
 
 @torch.library.custom_op("dcf::first_block", mutates_args=(), device_types="cpu")
+@direct("first_block")
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, eps: float) -> _Three:
     """Pooled maps, and means and reciprocal deviations `(N, K)` of each image's convolution."""
     out: _Three = _forward_like(x, weight, bias, scale, shift, eps)
@@ -66,6 +67,7 @@ def _forward_like(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift:
 
 
 @torch.library.custom_op("dcf::first_block_backward", mutates_args=(), device_types="cpu")
+@direct("first_block_backward")
 def _backward(
     g: Tensor, x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, rstd: Tensor
 ) -> _Four:

@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from dcf.compiled import _captured
-from dcf.compiled._folding import attach, nothing_to_fuse, tidy
+from dcf.compiled._folding import attach, call_directly, nothing_to_fuse, tidy
 from dcf.compiled._functions import FUNCTIONS, Kernel
 from dcf.compiled._lower import Lowered, Rounded, RoundedMaps
 from dcf.compiled._rules import Kind
@@ -149,11 +149,13 @@ def _compiled(plain: Kernel, inputs: list[Tensor], rounded: Rounded, differentia
 def _as_it_is(graph: GraphModule, differentiable: bool) -> Kernel:
     """A graph that runs operation by operation, its derivative tidied as it is itself."""
     if not differentiable:
-        return graph
+        call_directly(graph)
+        return graph.forward
     from functorch.compile import aot_function, make_boxed_func
 
     def tidied(part: GraphModule, _: Sequence[Any]) -> Any:
         tidy(part)
+        call_directly(part)
         return make_boxed_func(part.forward)
 
     kernel: Kernel = aot_function(graph, fw_compiler=tidied, bw_compiler=tidied)

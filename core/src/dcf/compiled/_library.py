@@ -6,16 +6,21 @@ import ctypes
 import functools
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["address", "call", "last", "library"]
+__all__ = ["DIRECT", "address", "call", "direct", "last", "library"]
 
 log = logging.getLogger(__name__)
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: The functions behind operations, by what these are called in a graph.
+DIRECT: Final[dict[str, Callable[..., Any]]] = {}
 #: Of a file beside the one that says so.
 _INCLUDE: Final = re.compile(r'#include "(\w+\.hpp)"')
 
@@ -58,6 +63,16 @@ def call(name: str, function: str, channels: int, *given: Any) -> None:
         raise RuntimeError(f"{function} was asked for where it cannot be compiled")
     if getattr(found, function)(*given):
         raise MemoryError(f"not enough memory for {function}: use smaller batches")
+
+
+def direct(name: str) -> Callable[[F], F]:
+    """Marks the function behind the operation `dcf::name`, which changes none of its arguments."""
+
+    def marked(function: F) -> F:
+        DIRECT[f"dcf.{name}.default"] = function
+        return function
+
+    return marked
 
 
 def address(x: Tensor | None) -> ctypes.c_void_p:
