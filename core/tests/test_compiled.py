@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +28,7 @@ from dcf.networks.convnet import ConvNetFactory
 from dcf.networks.layers import Pool
 from dcf.networks.options import ConvNetConfig
 from dcf.seeding import generator
+from dcf.side_by_side import side_by_side
 from dcf.testing import fake_spec
 from dcf.testing.fakes import TinyFactory
 from dcf.training import Schedule, evaluate_accuracy, train
@@ -372,6 +374,22 @@ def test_training_and_matching_use_kernels_and_agree(precise, soft):
             assert close([class_embedding_means(net, x)], [means], 1e-5)
     assert len(_kernels._MADE) == 2
     assert all(_kernels._MADE.values())
+
+
+def test_threads_that_ask_at_once_make_one_kernel(uncompiled, monkeypatch):
+    make, made = _kernels._make, []
+
+    def slowly(*args):
+        made.append(args[0])
+        time.sleep(0.05)
+        return make(*args)
+
+    monkeypatch.setattr(_kernels, "_make", slowly)
+    net, data = net_of(), (images(6), torch.arange(6) % 3)
+    with compiled.allowed("strict", CPU):
+        found = side_by_side([lambda: compiled.loss_gradients(net, *data)] * 3)
+    assert made == [Kind.GRADIENT]
+    assert all(one is not None and torch.equal(one.logits, found[0].logits) for one in found)
 
 
 def matched(net, x, y, wanted):

@@ -450,27 +450,28 @@ def test_a_whole_measurement_with_its_evaluation():
     assert found.stored_bytes == 1536
 
 
-def test_networks_that_are_trained_together_share_their_time(monkeypatch):
+def test_networks_that_are_trained_at_once_share_their_time(monkeypatch):
     clock, tested = Clock(), []
 
-    def trained(learners, schedule, **how):
+    def trained(learners, how, schedule, **settings):
         """A step of two images takes six seconds, however many networks there are."""
         clock.seconds += 6 * schedule.epochs
         return [Trained(schedule.epochs, len(one.order(0)) * schedule.epochs) for one in learners]
 
-    def accuracies(states, split):
+    def accuracies(states, how, split):
         clock.seconds += 3
         tested.append(len(states))
 
-    monkeypatch.setattr(evaluating, "size_of_group", lambda factory, ctx, material, networks: networks)
-    monkeypatch.setattr(evaluating, "train_together", trained)
-    monkeypatch.setattr(evaluating, "accuracies_together", accuracies)
+    monkeypatch.setattr(evaluating.Grouping, "first", lambda self, material: (2, "stacked"))
+    monkeypatch.setattr(evaluating, "train_each", trained)
+    monkeypatch.setattr(evaluating, "accuracies_each", accuracies)
     options = {"iterations": 1, "evaluate": True, "networks": 3, "baselines": ()}
     work, _ = rehearsal(PullToMean(), clock, overrides={"protocol.epochs": 5, "protocol.steps_min": 0}, **options)
     (row,) = work.facts()["evaluation"]
-    assert (row["networks"], row["epochs"], tested) == (3, 5, [3])
-    assert row["train_seconds"] == pytest.approx(5 * 6 / 3)
-    assert row["test_seconds"] == pytest.approx(3 / 3)
+    assert (row["networks"], row["epochs"], tested) == (3, 5, [2])
+    # Two of them, then the third.
+    assert row["train_seconds"] == pytest.approx(2 * 5 * 6 / 3)
+    assert row["test_seconds"] == pytest.approx(2 * 3 / 3)
 
 
 # --- compiled kernels -----------------------------------------------------------------------------------------------

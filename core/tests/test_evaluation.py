@@ -120,16 +120,37 @@ def test_every_value_of_every_set_and_network_is_reported(data):
     assert len(report.rows[0].per_class) == CLASSES
 
 
-def test_networks_that_are_trained_together_come_to_the_same_rows(data, monkeypatch):
+@pytest.fixture
+def groups(monkeypatch):
+    """How many networks were trained at once, and how, one entry for each group."""
+    found, whole = [], fit.train_each
+
+    def noted(learners, how, *args, **settings):
+        found.append((len(learners), how))
+        return whole(learners, how, *args, **settings)
+
+    monkeypatch.setattr(fit, "train_each", noted)
+    return found
+
+
+@pytest.fixture
+def two_cores():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_networks_that_are_stacked_come_to_the_same_rows(data, monkeypatch, groups):
     sets = [condensed(seed=0), condensed(seed=1), condensed(seed=2, hints=Hints(lr=0.02))]
     alone = Train().evaluate(sets, context(data, networks=3))
-    groups, whole = [], fit.train_together
-    monkeypatch.setattr(grouping, "_pays", lambda *_: True)
+    assert groups == [(1, "alone")] * 9
+    monkeypatch.setattr(grouping, "best_way", lambda *_: "stacked")
     monkeypatch.setattr(grouping, "_MOST", 4)
-    monkeypatch.setattr(fit, "train_together", lambda own, *a, **k: groups.append(len(own)) or whole(own, *a, **k))
+    groups.clear()
     together = Train().evaluate(sets, context(data, networks=3))
     # Six networks of the first two sets, at most four together, so two alone; then those of another step size.
-    assert groups == [4, 3]
+    assert groups == [(4, "stacked"), *[(1, "alone")] * 2, (3, "stacked")]
     assert len(together.rows[0].runs) == 9
     for one, other in zip(together.rows[0].runs, alone.rows[0].runs, strict=True):
         assert one.model_copy(update={"train_loss": other.train_loss}) == other
@@ -137,9 +158,33 @@ def test_networks_that_are_trained_together_come_to_the_same_rows(data, monkeypa
     assert together.rows[0].per_class == alone.rows[0].per_class
 
 
-def test_on_a_cpu_networks_are_trained_one_by_one(data, monkeypatch):
-    monkeypatch.setattr(fit, "train_together", lambda *_, **__: pytest.fail("together"))
-    assert len(Train().evaluate([condensed()], context(data, networks=3)).rows[0].runs) == 3
+def test_networks_that_are_side_by_side_come_to_the_same_rows(data, monkeypatch, groups, two_cores):
+    sets = [condensed(seed=0), condensed(seed=1, hints=Hints(lr=0.02))]
+    torch.set_num_threads(1)
+    alone = Train().evaluate(sets, context(data, networks=3))
+    torch.set_num_threads(2)
+    groups.clear()
+    monkeypatch.setattr(grouping, "best_way", lambda *_: "beside")
+    beside = Train().evaluate(sets, context(data, networks=3, baselines=("random",)))
+    assert groups == [(3, "beside")] * 3, "those of each set, then those of random images"
+    assert beside.rows == alone.rows
+    groups.clear()
+    more = Train().evaluate(sets[:1], context(data, networks=9))
+    assert groups == [(5, "beside"), (4, "beside")]
+    assert more.rows[0].runs[:3] == alone.rows[0].runs[:3]
+
+
+def test_one_core_is_given_to_one_network_after_the_other(data, monkeypatch, groups, two_cores):
+    monkeypatch.setattr(grouping, "best_way", lambda *_: "beside")
+    torch.set_num_threads(1)
+    Train().evaluate([condensed()], context(data, networks=3))
+    assert groups == [(1, "beside")] * 3
+
+
+def test_a_network_alone_has_all_cores(data, monkeypatch, groups, two_cores):
+    monkeypatch.setattr(grouping, "best_way", lambda *_: "beside")
+    Train().evaluate([condensed()], context(data, networks=1))
+    assert groups == [(1, "alone")]
 
 
 class Versions(Pixels):

@@ -13,7 +13,7 @@ from dcf.networks.options import ConvNetConfig
 from dcf.schedule import Schedule
 from dcf.seeding import generator
 from dcf.testing import fake_data, fake_spec
-from dcf.together import Learner, accuracies_together, suits, train_together
+from dcf.together import Learner, accuracies_each, accuracies_together, best_way, train_each, train_together
 from dcf.training import evaluate_accuracy, random_augmentation, shuffled, train
 from dcf.types import Batch
 
@@ -109,19 +109,52 @@ def test_orders_of_different_lengths_are_no_group():
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 
-def test_they_suit_a_gpu_where_a_step_of_one_is_too_little_for_it():
+def test_they_are_stacked_on_a_gpu_where_a_step_of_one_is_too_little_for_it():
     net = ConvNetFactory().create(fake_spec(10, (3, 32, 32)), 0)
-    assert suits(net, (3, 32, 32), 100, CUDA)
-    assert not suits(net, (3, 32, 32), 256, CUDA)
-    assert not suits(net, (3, 32, 32), 100, CPU)
+    assert best_way(net, (3, 32, 32), 100, CUDA) == "stacked"
+    assert best_way(net, (3, 32, 32), 256, CUDA) == "alone"
 
 
-def test_networks_with_state_or_random_layers_do_not_suit():
-    assert suits(learner(0).state, SPEC.shape, 4, CUDA)
-    assert not suits(learner(0, norm="batch").state, SPEC.shape, 4, CUDA)
+@pytest.mark.parametrize(
+    ("shape", "images", "way"),
+    [((1, 8, 8), 3, "alone"), ((1, 8, 8), 10, "beside"), ((3, 32, 32), 30, "beside"), ((3, 32, 32), 100, "alone")],
+)
+def test_they_are_side_by_side_on_a_cpu_where_a_step_keeps_few_cores_busy(shape, images, way):
+    net = ConvNetFactory().create(fake_spec(10, shape), 0)
+    assert best_way(net, shape, images, CPU) == way
+
+
+def test_networks_with_state_or_random_layers():
+    assert best_way(learner(0).state, SPEC.shape, 4, CUDA) == "stacked"
+    assert best_way(learner(0, norm="batch").state, SPEC.shape, 4, CUDA) == "alone"
+    assert best_way(learner(0).state, SPEC.shape, 20_000, CPU) == "beside"
+    assert best_way(learner(0, norm="batch").state, SPEC.shape, 20_000, CPU) == "beside"
     random = learner(0).state
     random.module.add_module("drop", nn.Dropout())
-    assert not suits(random, SPEC.shape, 4, CUDA)
+    assert best_way(random, SPEC.shape, 4, CUDA) == best_way(random, SPEC.shape, 20_000, CPU) == "alone"
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_side_by_side_each_is_trained_and_tested_to_the_bit_as_on_one_core(norm, one_core):
+    schedule, split = Schedule.constant(0.05, 3), fake_data(classes=3, test=7).test
+    beside, alone = ([learner(n, norm=norm) for n in range(3)] for _ in range(2))
+    found = train_each(beside, "beside", schedule, batch=4, momentum=0.9, tally=True)
+    accuracies = accuracies_each([one.state for one in beside], "beside", split)
+    for one, own, result, accuracy in zip(beside, alone, found, accuracies, strict=True):
+        wanted = train(
+            own.state, own.fetch, own.order, schedule, augmentation=own.augmentation, batch=4, momentum=0.9, tally=True
+        )
+        assert (result.loss, result.accuracy) == (wanted.loss, wanted.accuracy)
+        assert all(map(torch.equal, one.state.parameters(), own.state.parameters()))
+        assert accuracy == evaluate_accuracy(own.state, split)
+
+
+@pytest.fixture
+def one_core():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.cuda

@@ -27,8 +27,8 @@ STRATEGY_IDC = "color_crop_cutout"
 IMAGES_PER_CLASS = 2000
 #: Training steps of the trajectory case; the published settings have 50, in which both sides are linear.
 STUDENT_STEPS = 10
-#: Of the evaluation: networks, epochs and test images; the published ones have 300 epochs and 10,000 test images.
-EVALUATED, EVALUATION_EPOCHS, TEST_IMAGES = 3, 20, 1000
+#: Test images of an evaluation; the published ones have 10,000, and 300 epochs or more.
+TEST_IMAGES = 1000
 #: Real images a class of IDC.
 BATCH_IDC = 64
 
@@ -50,7 +50,8 @@ class Case:
         matcher: That of dcf.
         augmented: Whether siamese augmentation is on.
         lr: Step size of the synthetic images.
-        epochs: Of "training", and between two matching steps of "outer".
+        epochs: Of "training" and "evaluation", and between two matching steps of "outer".
+        networks: Of "evaluation".
         batch_real: Real images a class.
     """
 
@@ -62,6 +63,7 @@ class Case:
     augmented: bool = False
     lr: float = 0.1
     epochs: int = 0
+    networks: int = 0
     batch_real: int = BATCH_REAL
 
     @property
@@ -89,7 +91,8 @@ CASES = {
         Case("dcc-ipc10", "dcc", "match", 10, _DCC),
         Case("mtt-ipc1", "mtt", "match", 1, _MTT, augmented=True, lr=100.0),
         Case("idc-ipc10", "idc", "match", 10, "idc:inner_loop=1", augmented=True, lr=5e-3, batch_real=BATCH_IDC),
-        Case("evaluation-ipc10", "dc", "evaluation", 10, epochs=EVALUATION_EPOCHS),
+        Case("evaluation-ipc1", "dc", "evaluation", 1, epochs=100, networks=5),
+        Case("evaluation-ipc10", "dc", "evaluation", 10, epochs=20, networks=3),
         Case("dc-ipc10-outer", "dc", "outer", 10, _OUTER, epochs=50),
     )
 }

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
 import torch
-from tests.benchmarks.cases import BATCH_TRAIN, EVALUATED, LR_NET, Case, Shared
+from tests.benchmarks.cases import BATCH_TRAIN, LR_NET, Case, Shared
 from torch import Tensor
 
 from dcf.compiled import allowed, expected
@@ -128,9 +128,8 @@ class Ours:
         return {"loss": total, "gradient": images.grad}
 
     def _evaluate(self) -> None:
-        ctx = EvalContext(
-            self.data, PROTOCOL, self.it, networks=EVALUATED, overrides={"epochs": self.case.epochs, "augment": "none"}
-        )
+        changes = {"epochs": self.case.epochs, "augment": "none"}
+        ctx = EvalContext(self.data, PROTOCOL, self.it, networks=self.case.networks, overrides=changes)
         set_row([self.session.result()], ctx, "convnet")
 
     def _session(self, objects: dict[str, Any]) -> Session:

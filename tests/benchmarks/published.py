@@ -27,8 +27,6 @@ import torch
 from tests.benchmarks.cases import (
     BATCH_TRAIN,
     CLASSES,
-    EVALUATED,
-    EVALUATION_EPOCHS,
     LR_NET,
     PARTS,
     SHAPE,
@@ -155,7 +153,7 @@ class Published:
             dc_aug_param=None,
             lr_net=LR_NET,
             batch_train=BATCH_TRAIN,
-            epoch_eval_train=EVALUATION_EPOCHS,
+            epoch_eval_train=self.case.epochs,
         )
 
     # --- the two things a side can do --------------------------------------------------------------------------
@@ -278,7 +276,7 @@ class Published:
 
     def _evaluate(self) -> None:
         """Network after network."""
-        for number in range(EVALUATED):
+        for number in range(self.case.networks):
             images = copy.deepcopy(self.synthetic.detach())
             with redirect_stdout(StringIO()):
                 self.code.utils.evaluate_synset(number, self._network(), images, self.labels, self.test, self.options)

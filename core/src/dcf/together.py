@@ -1,14 +1,15 @@
 """Training and testing several networks of one architecture at once, each on images and with draws of its own.
 
 A GPU is done with a small network's step long before the next one is launched, so N networks one after the other take
-N times as long as one. Here they share every operation but the choice and the augmentation of their images. On a CPU
-there is nothing to gain: one network already keeps it busy.
+N times as long as one. There they are stacked: they share every operation but the choice and the augmentation of their
+images. Of a small step on a CPU, cores wait for one another; there they are trained side by side, a core for each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +18,34 @@ from torch.func import vmap
 from dcf import compiled
 from dcf.networks.base import NetworkState
 from dcf.schedule import Schedule
-from dcf.training import Accuracy, Augmentation, Fetch, Order, Trained, cross_entropy, hard_labels, optimizer_for
+from dcf.side_by_side import side_by_side
+from dcf.training import (
+    Accuracy,
+    Augmentation,
+    Fetch,
+    Order,
+    Trained,
+    cross_entropy,
+    evaluate_accuracy,
+    hard_labels,
+    optimizer_for,
+    train,
+)
 from dcf.types import Batch
 
 if TYPE_CHECKING:
     from dcf.data.real import Split
 
-__all__ = ["Learner", "accuracies_together", "suits", "train_together"]
+__all__ = ["How", "Learner", "accuracies_each", "accuracies_together", "best_way", "train_each", "train_together"]
+
+#: Networks are trained "stacked" in common operations, "beside" one another on a core each, or "alone" on all of them.
+How: TypeAlias = Literal["stacked", "beside", "alone"]
+
+#: Multiplications of a step from which and up to which networks are trained side by side. With fewer, Python takes the
+#: time, and threads wait for it; with more, all cores are busy with one network. Measured with two cores.
+_LEAST, _MOST = 1e8, 5e9
+#: Forward passes that a gradient costs as much as.
+_PASSES: Final = 3
 
 
 class Learner(NamedTuple):
@@ -42,19 +64,51 @@ class Learner(NamedTuple):
     augmentation: Augmentation | None = None
 
 
-def suits(state: NetworkState, shape: tuple[int, int, int], batch: int, device: torch.device) -> bool:
-    """Whether networks like this one are better trained together.
+def best_way(state: NetworkState, shape: tuple[int, int, int], batch: int, device: torch.device) -> How:
+    """How several networks like this one are best trained.
+
+    On a CPU it does not depend on the number of cores, as rounding does.
 
     Args:
-        state: One of them. Networks with state of their own, such as batch norms, or that draw random numbers are not.
+        state: One of them. Networks that draw random numbers are trained alone, as are, on a GPU, those with state of
+            their own, such as batch norms.
         shape: `(C, H, W)` of an image.
         batch: Images a step.
         device: Where they are trained.
     """
-    draws = any(isinstance(m, nn.modules.dropout._DropoutNd) for m in state.module.modules())
-    if device.type != "cuda" or state.buffers or draws:
-        return False
-    return not compiled.busy(state, shape, batch)
+    if any(isinstance(m, nn.modules.dropout._DropoutNd) for m in state.module.modules()):
+        return "alone"
+    if device.type == "cpu":
+        work = _PASSES * batch * compiled.multiplications(state, shape)
+        return "beside" if _LEAST <= work <= _MOST else "alone"
+    stacked = device.type == "cuda" and not state.buffers and not compiled.busy(state, shape, batch)
+    return "stacked" if stacked else "alone"
+
+
+def train_each(learners: Sequence[Learner], how: How, schedule: Schedule, **settings: Any) -> list[Trained]:
+    """Train networks in place in the way that was chosen.
+
+    Args:
+        learners: Networks of one architecture.
+        how: See `best_way`.
+        schedule: Learning rates and restarts, of all of them.
+        **settings: Further ones, as `train_together` takes them.
+    """
+    if how == "stacked":
+        return train_together(learners, schedule, **settings)
+    tasks = [
+        partial(train, one.state, one.fetch, one.order, schedule, augmentation=one.augmentation, **settings)
+        for one in learners
+    ]
+    return side_by_side(tasks) if how == "beside" else [task() for task in tasks]
+
+
+def accuracies_each(states: Sequence[NetworkState], how: How, split: Split) -> list[Accuracy]:
+    """Test networks of one architecture in the way that was chosen, each in one pass over a split."""
+    if how == "stacked":
+        return accuracies_together(states, split)
+    tasks = [partial(evaluate_accuracy, state, split) for state in states]
+    return side_by_side(tasks) if how == "beside" else [task() for task in tasks]
 
 
 @torch.enable_grad()

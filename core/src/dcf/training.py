@@ -23,6 +23,7 @@ from dcf.errors import UsageError
 from dcf.networks.base import NetworkState
 from dcf.schedule import Schedule
 from dcf.sending import send
+from dcf.side_by_side import go_on
 from dcf.types import Batch
 
 if TYPE_CHECKING:
@@ -206,6 +207,7 @@ def train(
             mover = optimizer_for(optimizer, params, momentum, weight_decay)
         parts = torch.split(order(epoch), batch)
         for number, index in enumerate(parts):
+            go_on()
             data = fetch(index)
             if augmentation is not None:
                 data = augmentation(data, steps)
@@ -237,6 +239,7 @@ def run_program(
     params, counted, seen = state.parameters(), _Tally(), 0
     mover = optimizer_for("sgd", params, momentum, 0.0)
     for index, lr in zip(steps, lrs, strict=True):
+        go_on()
         data = fetch(index)
         logits = state(data.x)
         loss = cross_entropy(logits, data.y)
@@ -365,6 +368,7 @@ def evaluate_accuracy(state: NetworkState, split: Split, batch: int = 256) -> Ac
     device = next(iter(state.params.values())).device
     with _eval_mode(state):
         for images in split.batches(batch):
+            go_on()
             x, y = images.x.to(device), images.y.to(device)
             logits = compiled.classify(state, x, size, calls)
             logits = state(x) if logits is None else logits

@@ -17,14 +17,14 @@ from dcf.estimate.model import EvaluationRow
 from dcf.evaluation.baselines import equal_bytes
 from dcf.evaluation.context import EvalContext
 from dcf.evaluation.fit import Material, material_of, material_of_split, schedule_for
-from dcf.evaluation.grouping import size_of_group
+from dcf.evaluation.grouping import Grouping
 from dcf.evaluation.protocol import cost, load_protocol
 from dcf.evaluation.runner import affordable_baselines
 from dcf.networks.base import NetworkFactory, NetworkState
 from dcf.runconfig import SPEC_ROLES
 from dcf.session import Session
-from dcf.together import Learner, accuracies_together, train_together
-from dcf.training import Schedule, evaluate_accuracy, random_augmentation, run_program, train
+from dcf.together import How, Learner, accuracies_each, train_each
+from dcf.training import Schedule, random_augmentation, run_program
 from dcf.types import Program
 
 __all__ = ["Evaluation"]
@@ -109,7 +109,7 @@ class Evaluation:
     def _seconds_per_image(self, material: Material, epochs: int, gauge: Gauge) -> float:
         """Seconds that an image takes in training: after a step that warms up, over as many steps as need a while.
 
-        Of one network; where several are trained together, its share of their time.
+        Of one network; where several are trained at once, its share of their time.
         """
         batch = self.ctx.rules.batch
         first, _ = self._train(material, 1, epochs, gauge)
@@ -117,25 +117,27 @@ class Evaluation:
         steps = min(int(_ENOUGH * _FEWEST / max(seconds, 1e-6)), epochs * math.ceil(material.epoch_length / batch))
         if steps > _FEWEST and first + seconds < _ENOUGH:
             seconds, images = self._train(material, steps, epochs, gauge)
-        return seconds / images
+        return seconds * self._share(material) / images
+
+    def _share(self, material: Material) -> float:
+        """The part of the seconds of a group that is due to each network of a row, whose last group may be smaller."""
+        count, networks = len(self._networks(material)[0]), self.ctx.n_nets
+        return math.ceil(networks / count) / networks
 
     def _train(self, material: Material, steps: int, epochs: int, gauge: Gauge) -> tuple[float, int]:
-        """Seconds of about so many optimiser steps of fresh networks that have so many epochs, and the images seen."""
+        """Seconds of about so many steps of fresh networks that have so many epochs, and the images that each saw."""
         rules, per_epoch = self.ctx.rules, min(steps, math.ceil(material.epoch_length / self.ctx.rules.batch))
-        learners = [self._learner(state, material, per_epoch) for state in self._networks(material)]
+        states, how = self._networks(material)
+        learners = [self._learner(state, material, per_epoch) for state in states]
         length = math.ceil(steps / per_epoch)
         schedule = Schedule.constant(rules.step_size(material.lr), length)
-        how: dict[str, Any] = {"batch": rules.batch, "momentum": rules.momentum, "weight_decay": rules.weight_decay}
-        how["optimizer"] = rules.optimizer
+        given: dict[str, Any] = {"batch": rules.batch, "momentum": rules.momentum, "weight_decay": rules.weight_decay}
+        given["optimizer"] = rules.optimizer
         begin = gauge.now()
         # Whether a kernel pays depends on how long the real thing is.
         with compiled.expected(self.ctx.n_nets * epochs // length):
-            if len(learners) > 1:
-                trained = train_together(learners, schedule, **how)
-            else:
-                (one,) = learners
-                trained = [train(one.state, one.fetch, one.order, schedule, augmentation=one.augmentation, **how)]
-        return gauge.now() - begin, sum(one.images_seen for one in trained)
+            trained = train_each(learners, how, schedule, **given)
+        return gauge.now() - begin, trained[0].images_seen
 
     def _learner(self, state: NetworkState, material: Material, per_epoch: int) -> Learner:
         """A network with so many batches an epoch."""
@@ -151,20 +153,17 @@ class Evaluation:
     def _network(self) -> NetworkState:
         return self._factory().create(self.data.spec, self.ctx.seed, "estimate", device=self.ctx.place)
 
-    def _networks(self, material: Material) -> list[NetworkState]:
-        """As many networks as are trained at a time."""
-        count = size_of_group(self._factory(), self.ctx, material, self.ctx.n_nets)
-        return [self._network() for _ in range(count)]
+    def _networks(self, material: Material) -> tuple[list[NetworkState], How]:
+        """As many networks as are trained at a time, and how they are."""
+        count, how = Grouping(self._factory(), self.ctx, self.ctx.n_nets).first(material)
+        return [self._network() for _ in range(count)], how
 
     def _test_seconds(self, material: Material, gauge: Gauge) -> float:
-        """Seconds that testing one network takes, those trained together being tested so."""
+        """Seconds that testing one network takes, those trained at once being tested so."""
         test = self.data.test
         part = test.select(torch.arange(min(len(test), _TESTED)))
-        states, more = self._networks(material), len(test) / len(part)
+        (states, how), more = self._networks(material), len(test) / len(part)
         begin = gauge.now()
         with compiled.expected(round(self.ctx.n_nets * more)):
-            if len(states) > 1:
-                accuracies_together(states, part)
-            else:
-                evaluate_accuracy(states[0], part)
-        return (gauge.now() - begin) * more / len(states)
+            accuracies_each(states, how, part)
+        return (gauge.now() - begin) * more * self._share(material)

@@ -51,7 +51,7 @@ class EvalContext:
     """What an evaluator may use.
 
     Every random stream is seeded by `(seed, "evaluate", set, net, purpose)`: one more network, set or baseline
-    changes none of the others, and an evaluation changes nothing of a run.
+    changes none of the others, up to rounding, and an evaluation changes nothing of a run.
 
     Args:
         data: Real data; `data.test` is touched once for each network, after its last epoch.

@@ -16,12 +16,12 @@ from dcf import compiled
 from dcf.augmenter import Augmenter
 from dcf.errors import EvaluationError
 from dcf.evaluation.context import EvalContext, Findings
-from dcf.evaluation.grouping import groups_of
+from dcf.evaluation.grouping import Group, Grouping
 from dcf.evaluation.protocol import PROGRAM, Protocol
 from dcf.evaluation.report import Row, Run
 from dcf.networks.base import NetworkFactory, NetworkState
 from dcf.runtime import precision_text
-from dcf.together import Learner, accuracies_together, train_together
+from dcf.together import Learner, accuracies_each, train_each
 from dcf.training import (
     Accuracy,
     Fetch,
@@ -195,12 +195,13 @@ def train_row(
     """
     job = _Job(ctx, ctx.factory(network), ctx.augmenter(augment))
     mine, done = ctx.world.share(range(total)), list[_Done]()
-    for group in groups_of(job.factory, ctx, (trial for number, trial in enumerate(trials) if number in mine)):
+    grouping = Grouping(job.factory, ctx, total)
+    for group in grouping.groups(trial for number, trial in enumerate(trials) if number in mine):
         start = time.perf_counter()
         with compiled.expected(len(mine)), compiled.noticed() as usage:
             fitted = _fitted(job, group)
-        each = (time.perf_counter() - start) / len(group)
-        for trial, (run, accuracy) in zip(group, fitted, strict=True):
+        each = (time.perf_counter() - start) / len(group.trials)
+        for trial, (run, accuracy) in zip(group.trials, fitted, strict=True):
             done.append(_Done(run, accuracy, each, trial.material.size, usage.kernels))
             if ctx.progress is not None:
                 ctx.progress(f"{name} {network}", len(done), len(mine), accuracy.value)
@@ -305,27 +306,19 @@ def _learner(
     return Learner(state, material.fetch, material.order(ctx.generator(number, net, "order")), augmentation)
 
 
-def _fitted(job: _Job, group: Sequence[Trial]) -> list[tuple[Run, Accuracy]]:
+def _fitted(job: _Job, group: Group) -> list[tuple[Run, Accuracy]]:
     """Train one network for each trial, then test it once."""
-    ctx = job.ctx
-    streams = [ctx.stream(trial.stream, trial.net, "network") for trial in group]
+    ctx, (first, *_) = job.ctx, group.trials
+    streams = [ctx.stream(trial.stream, trial.net, "network") for trial in group.trials]
     states = [job.factory.create(ctx.data.spec, ctx.seed, *stream, device=ctx.place) for stream in streams]
-    if len(group) > 1:
-        return _fitted_together(job, group, states)
-    (trial,), (state,) = group, states
-    if trial.material.program is not None:
-        return [_replayed(job, trial, state, trial.material.program)]
-    trained = fit_network(state, trial.material, ctx, job.augmenter, trial.stream, trial.net)
-    return [_tested(state, trained, trial, ctx)]
-
-
-def _fitted_together(job: _Job, group: Sequence[Trial], states: Sequence[NetworkState]) -> list[tuple[Run, Accuracy]]:
-    ctx, pairs = job.ctx, zip(states, group, strict=True)
+    if first.material.program is not None:
+        return [_replayed(job, first, states[0], first.material.program)]
+    pairs = list(zip(states, group.trials, strict=True))
     learners = [_learner(state, t.material, ctx, job.augmenter, t.stream, t.net) for state, t in pairs]
-    trained = train_together(learners, **_settings(ctx.rules, group[0].material))
-    accuracies = accuracies_together(states, ctx.data.test)
-    rows = zip(states, trained, group, accuracies, strict=True)
-    return [_tested(state, one, trial, ctx, accuracy) for state, one, trial, accuracy in rows]
+    trained = train_each(learners, group.how, **_settings(ctx.rules, first.material))
+    accuracies = accuracies_each(states, group.how, ctx.data.test)
+    rows = zip(pairs, trained, accuracies, strict=True)
+    return [_tested(state, one, trial, ctx, accuracy) for (state, trial), one, accuracy in rows]
 
 
 def _replayed(job: _Job, trial: Trial, state: NetworkState, program: Program) -> tuple[Run, Accuracy]:
@@ -333,14 +326,13 @@ def _replayed(job: _Job, trial: Trial, state: NetworkState, program: Program) ->
     device = job.ctx.place
     steps = [torch.tensor(step, device=device) for step in program.steps]
     trained = run_program(state, trial.material.fetch, steps, program.lrs, program.momentum)
-    return _tested(state, trained, trial, job.ctx)
+    return _tested(state, trained, trial, job.ctx, evaluate_accuracy(state, job.ctx.data.test))
 
 
 def _tested(
-    state: NetworkState, trained: Trained, trial: Trial, ctx: EvalContext, accuracy: Accuracy | None = None
+    state: NetworkState, trained: Trained, trial: Trial, ctx: EvalContext, accuracy: Accuracy
 ) -> tuple[Run, Accuracy]:
-    """Test a trained network once, unless its accuracy is given, then let the probe look at it."""
-    accuracy = evaluate_accuracy(state, ctx.data.test) if accuracy is None else accuracy
+    """The run of a network that was trained and tested; the probe looks at it."""
     found = Findings({}) if ctx.probe is None else ctx.probe(state, trial)
     return _run(trained, accuracy, trial, ctx.seed_for(trial.stream, trial.net, "network"), found), accuracy
 
