@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from dcf.files import pack, read_header, read_tensors
 from dcf.metadata import format_of, read_metadata
 from dcf.pixels import Pixels
 from dcf.preview import displayable
+from dcf.side_by_side import side_by_side
 from dcf.synthetic import load
 from dcf.testing import fake_data, fake_set
 from dcf.testing.fakes import filled
@@ -201,6 +203,24 @@ def test_the_id_says_what_was_fitted_and_how():
     pixels[3, 0, 0, 0] ^= 1
     assert fit_whitening(TensorStore(pixels)).id != first
     assert dcf.data.load(DIGITS).spec.space == dcf.data.load(DIGITS).spec.space
+
+
+def test_threads_may_take_images_of_a_split_at_once(monkeypatch):
+    monkeypatch.setattr(whitened, "_PIECE", 7)
+    make, made = whitened.WhitenedCopy._make, []
+
+    def slowly(self, part):
+        time.sleep(0.005)
+        made.append(part.start)
+        make(self, part)
+
+    wanted = whitened_data().train.images(torch.arange(40))
+    monkeypatch.setattr(whitened.WhitenedCopy, "_make", slowly)
+    split = whitened_data().train
+    found = side_by_side([lambda: split.images(torch.arange(40))] * 3)
+    assert all(torch.equal(one, found[0]) for one in found)
+    assert torch.allclose(found[0], wanted, atol=1e-5)
+    assert made == list(range(0, 40, 7)), "each piece once"
 
 
 @pytest.mark.parametrize("limit", [1 << 30, 0], ids=["kept", "on use"])

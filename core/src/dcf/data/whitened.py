@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+import threading
 from typing import Final
 
 import torch
@@ -17,6 +17,8 @@ __all__ = ["MOST_BYTES", "WhitenedCopy"]
 MOST_BYTES: Final = 1 << 30
 #: Images that are whitened together.
 _PIECE: Final = 128
+#: Held while pieces are made: networks that are trained side by side may take images of one split at once.
+_MAKING: Final = threading.Lock()
 
 
 class WhitenedCopy:
@@ -34,10 +36,7 @@ class WhitenedCopy:
         self._store, self._levels, self._whitening = store, levels, whitening
         self._missing = torch.ones(-(-store.shape[0] // _PIECE), dtype=torch.bool)
         self._complete = not len(self._missing)
-
-    @cached_property
-    def _values(self) -> Tensor:
-        return torch.empty(self._store.shape, device=self._store.device)
+        self._values = torch.empty(0, *store.shape[1:], device=store.device)
 
     @staticmethod
     def fits(store: PixelStore) -> bool:
@@ -48,12 +47,15 @@ class WhitenedCopy:
     def take(self, index: Tensor | slice) -> Tensor:
         """Whitened images `(n, C, H, W)` of image numbers `(n,)` or of a slice; a copy."""
         if not self._complete:
-            self._fill(index)
+            with _MAKING:
+                self._fill(index)
         if isinstance(index, slice):
             return self._values[index].clone()
         return self._values.index_select(0, index.to(self._store.device))
 
     def _fill(self, index: Tensor | slice) -> None:
+        if not len(self._values):
+            self._values = torch.empty(self._store.shape, device=self._store.device)
         wanted = torch.zeros_like(self._missing)
         if self._store.device.type == "cpu":
             numbers = torch.arange(self._store.shape[0])[index] if isinstance(index, slice) else index.cpu()
