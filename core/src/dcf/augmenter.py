@@ -18,7 +18,8 @@ class Augmenter:
     """Base of differentiable augmentations.
 
     Two phases, so that one draw can be shared by two batches, stored and replayed: `draw` is the only one that
-    uses randomness, and `apply` is a pure function, differentiable in the pixels.
+    uses randomness, and `apply` is a pure function, differentiable in the pixels. Networks that are trained side by
+    side call both at once, from several threads.
     """
 
     #: Class of the options.

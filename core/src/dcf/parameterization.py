@@ -289,7 +289,8 @@ class Parameterization(nn.Module):
     def epoch(self, generator: torch.Generator) -> Tensor:
         """Order in which one training epoch visits the views: `(epoch_length,)` indices, none of them twice.
 
-        What an epoch leaves out, others visit: each view has the same chance.
+        What an epoch leaves out, others visit: each view has the same chance. Networks that are trained side by side
+        call it at once, from several threads.
         """
         return send(torch.randperm(len(self.view_class), generator=generator), self.item_class.device)
 
