@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from dcf import compiled
 from dcf.compiled import _blocks, _folding, _functions, _kernels, _lower
+from dcf.compiled._library import DIRECT
 from dcf.compiled._lower import Lowered
 from dcf.compiled._rules import Kind
 from dcf.networks.convnet import ConvNetFactory
@@ -286,7 +287,7 @@ def test_the_derivative_of_a_kernel_is_tidied_too(monkeypatch):
     net = ConvNetFactory(ConvNetConfig(width=8, depth=2)).create(SPEC, 0, "net")
     kernel(x, *(w.detach() for w in net.parameters()))[0].sum().backward()
     assert x.grad is not None
-    backward = [n for part in parts for n in part.graph.nodes if n.target is _blocks.BACKWARD]
+    backward = [n for part in parts for n in part.graph.nodes if n.target is DIRECT[str(_blocks.BACKWARD)]]
     assert [n.args[-1] for n in backward] == [True, True], "in bf16, as the convolutions that take them"
     assert not [n for n in backward[1].all_input_nodes if n.target is torch.ops.aten._to_copy.default]
 
