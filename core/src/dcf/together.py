@@ -7,9 +7,9 @@ images. Of a small step on a CPU, cores wait for one another; there they are tra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from dcf.data.real import Split
 
 __all__ = ["How", "Learner", "accuracies_each", "accuracies_together", "best_way", "train_each", "train_together"]
+
+T = TypeVar("T")
 
 #: Networks are trained "stacked" in common operations, "beside" one another on a core each, or "alone" on all of them.
 How: TypeAlias = Literal["stacked", "beside", "alone"]
@@ -100,7 +102,7 @@ def train_each(learners: Sequence[Learner], how: How, schedule: Schedule, **sett
         partial(train, one.state, one.fetch, one.order, schedule, augmentation=one.augmentation, **settings)
         for one in learners
     ]
-    return side_by_side(tasks) if how == "beside" else [task() for task in tasks]
+    return _results(tasks, how)
 
 
 def accuracies_each(states: Sequence[NetworkState], how: How, split: Split) -> list[Accuracy]:
@@ -108,7 +110,7 @@ def accuracies_each(states: Sequence[NetworkState], how: How, split: Split) -> l
     if how == "stacked":
         return accuracies_together(states, split)
     tasks = [partial(evaluate_accuracy, state, split) for state in states]
-    return side_by_side(tasks) if how == "beside" else [task() for task in tasks]
+    return _results(tasks, how)
 
 
 @torch.enable_grad()
@@ -175,6 +177,10 @@ def accuracies_together(states: Sequence[NetworkState], split: Split, batch: int
         module.training = mode
     *correct, count = [[]] * (len(states) + 1) if totals is None else totals.tolist()
     return [Accuracy(tuple(one), tuple(count)) for one in correct]
+
+
+def _results(tasks: Sequence[Callable[[], T]], how: How) -> list[T]:
+    return side_by_side(tasks) if how == "beside" else [task() for task in tasks]
 
 
 def _stacked(states: Sequence[NetworkState]) -> dict[str, Tensor]:

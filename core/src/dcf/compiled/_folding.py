@@ -65,7 +65,7 @@ def attach(graph: GraphModule) -> None:
 def call_directly(graph: GraphModule) -> None:
     """Call the functions behind operations, of a graph that is neither compiled nor differentiated; in place.
 
-    What torch does around an operation takes as long as the operation itself on a few small images.
+    What torch does around operations takes a tenth of a step on a few small images.
     """
     for node in graph.graph.nodes:
         node.target = DIRECT.get(str(node.target), node.target)
