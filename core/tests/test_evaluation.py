@@ -133,14 +133,6 @@ def groups(monkeypatch):
     return found
 
 
-@pytest.fixture
-def two_cores():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_networks_that_are_stacked_come_to_the_same_rows(data, monkeypatch, groups):
     sets = [condensed(seed=0), condensed(seed=1), condensed(seed=2, hints=Hints(lr=0.02))]
     alone = Train().evaluate(sets, context(data, networks=3))
@@ -158,11 +150,11 @@ def test_networks_that_are_stacked_come_to_the_same_rows(data, monkeypatch, grou
     assert together.rows[0].per_class == alone.rows[0].per_class
 
 
-def test_networks_that_are_side_by_side_come_to_the_same_rows(data, monkeypatch, groups, two_cores):
+def test_networks_that_are_side_by_side_come_to_the_same_rows(data, monkeypatch, groups, set_threads):
     sets = [condensed(seed=0), condensed(seed=1, hints=Hints(lr=0.02))]
-    torch.set_num_threads(1)
+    set_threads(1)
     alone = Train().evaluate(sets, context(data, networks=3))
-    torch.set_num_threads(2)
+    set_threads(2)
     groups.clear()
     monkeypatch.setattr(grouping, "best_way", lambda *_: "beside")
     beside = Train().evaluate(sets, context(data, networks=3, baselines=("random",)))
@@ -174,14 +166,15 @@ def test_networks_that_are_side_by_side_come_to_the_same_rows(data, monkeypatch,
     assert more.rows[0].runs[:3] == alone.rows[0].runs[:3]
 
 
-def test_one_core_is_given_to_one_network_after_the_other(data, monkeypatch, groups, two_cores):
+def test_one_core_is_given_to_one_network_after_the_other(data, monkeypatch, groups, set_threads):
     monkeypatch.setattr(grouping, "best_way", lambda *_: "beside")
-    torch.set_num_threads(1)
+    set_threads(1)
     Train().evaluate([condensed()], context(data, networks=3))
     assert groups == [(1, "beside")] * 3
 
 
-def test_a_network_alone_has_all_cores(data, monkeypatch, groups, two_cores):
+def test_a_network_alone_has_all_cores(data, monkeypatch, groups, set_threads):
+    set_threads(2)
     monkeypatch.setattr(grouping, "best_way", lambda *_: "beside")
     Train().evaluate([condensed()], context(data, networks=1))
     assert groups == [(1, "alone")]

@@ -16,12 +16,10 @@ VALUE: ContextVar[int] = ContextVar("value", default=0)
 
 
 @pytest.fixture
-def threads():
-    """Three threads for the test, as many as before after it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield 3
-    torch.set_num_threads(before)
+def threads(set_threads):
+    """Three of them."""
+    set_threads(3)
+    return 3
 
 
 def work_until_stopped():

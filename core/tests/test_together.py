@@ -135,7 +135,8 @@ def test_networks_with_state_or_random_layers():
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
-def test_side_by_side_each_is_trained_and_tested_to_the_bit_as_on_one_core(norm, one_core):
+def test_side_by_side_each_is_trained_and_tested_to_the_bit_as_on_one_core(norm, set_threads):
+    set_threads(1)
     schedule, split = Schedule.constant(0.05, 3), fake_data(classes=3, test=7).test
     beside, alone = ([learner(n, norm=norm) for n in range(3)] for _ in range(2))
     found = train_each(beside, "beside", schedule, batch=4, momentum=0.9, tally=True)
@@ -147,14 +148,6 @@ def test_side_by_side_each_is_trained_and_tested_to_the_bit_as_on_one_core(norm,
         assert (result.loss, result.accuracy) == (wanted.loss, wanted.accuracy)
         assert all(map(torch.equal, one.state.parameters(), own.state.parameters()))
         assert accuracy == evaluate_accuracy(own.state, split)
-
-
-@pytest.fixture
-def one_core():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.cuda
